@@ -71,6 +71,59 @@ def test_the_column_of_images_is_surer_than_one_of_other_image_files_or_row_numb
     assert labels_of(found) == {"0000.jpg": "a", "0001.jpg": "b"}
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["mask,film,label", "0000_lung.jpg,0000.jpg,a", "0001_lung.jpg,0001.jpg,b"],
+        ["Lung Mask File;film;label", "0000_lung.jpg;0000.jpg;a", "0001_lung.jpg;0001.jpg;b"],
+        ["segmentation,film,label", "0000_lung.jpg,0000,a", "0001_lung.jpg,0001,b"],  # films without an ending
+    ],
+)
+def test_a_column_of_masks_is_not_that_of_the_images_though_it_stands_first(tmp_path, rows):
+    names = [f"{number:04d}{kind}.jpg" for number in range(2) for kind in ("", "_lung")]
+    folder = source(tmp_path, names, t_csv=rows)
+
+    found = scanned(folder, "t.csv", allow_unmatched=True)
+    masks = scanned(folder, "t.csv", allow_unmatched=True, image_column=rows[0].replace(";", ",").split(",")[0])
+
+    assert labels_of(found) == {"0000.jpg": "a", "0001.jpg": "b"}
+    assert labels_of(masks) == {"0000_lung.jpg": "a", "0001_lung.jpg": "b"}
+
+
+def test_a_column_of_masks_is_that_of_the_images_where_no_other_names_one(tmp_path):
+    folder = source(tmp_path, ["0000.jpg", "0001.jpg"], t_csv=["mask,label", "0000.jpg,a", "0001.jpg,b"])
+
+    assert labels_of(scanned(folder, "t.csv")) == {"0000.jpg": "a", "0001.jpg": "b"}
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "named"),
+    [
+        # The film before, of the same patient, which the first row does not have.
+        ("previous,film,label", [",0000.jpg,a", "0000.jpg,0001.jpg,b", "0001.jpg,0002.jpg,a"], "'previous', 'film'"),
+        # Masks under a name that says nothing.
+        ("lungs,film,label", ["m0.jpg,0000.jpg,a", "m1.jpg,0001.jpg,b", "m2.jpg,0002.jpg,a"], "'lungs', 'film'"),
+    ],
+)
+def test_two_columns_of_file_names_that_may_both_be_the_images_are_refused(tmp_path, header, rows, named):
+    names = [f"{kind}{number}.jpg" for number in range(3) for kind in ("000", "m")]
+    folder = source(tmp_path, names, t_csv=[header, *rows])
+
+    refused(f"the file names in the columns {named} of t.csv may all name the images; "
+            "rename the right one to 'image', or give it with --image-column",
+            folder, "t.csv", kind=OptionError, allow_unmatched=True)  # fmt: skip
+    found = scanned(folder, "t.csv", allow_unmatched=True, image_column="film")
+
+    assert labels_of(found) == {"0000.jpg": "a", "0001.jpg": "b", "0002.jpg": "a"}
+
+
+def test_two_columns_with_the_same_file_names_are_no_rivals(tmp_path):
+    rows = ["film,copy,label", "0000.jpg,0000.jpg,a", "0001.jpg,0001.jpg,b"]
+    folder = source(tmp_path, ["0000.jpg", "0001.jpg"], t_csv=rows)
+
+    assert labels_of(scanned(folder, "t.csv")) == {"0000.jpg": "a", "0001.jpg": "b"}
+
+
 def test_numbers_name_images_where_nothing_else_does(tmp_path):
     rows = ["patientId,Target,sex", "1,0,F", "2,1,M", "3,1,F"]
     folder = source(tmp_path, [f"{number:06d}.jpg" for number in (1, 2, 3)], t_csv=rows)

@@ -23,6 +23,7 @@ LABEL_NAMES = (
     "classname", "classes", "target", "category", "categories", "benignmalignant", "grade", "severity", "pathology",
     "disease", "groundtruth", "choice",
 )  # fmt: skip
+MASK_NAMES = frozenset({"seg", "segmentation", "segmentations", "segmentationfile", "segmentationpath", "gt"})
 GROUP_NAMES = (
     "patientid", "patient", "patientnumber", "patientno", "patientnr", "patientcode", "patientkey", "patientuid",
     "patientenid", "patientennummer", "patientennr", "idpatient", "patid", "patnr", "mrn", "medicalrecordnumber",
@@ -103,18 +104,20 @@ class ImageColumn:
         position: Its position.
         named: How many images it names; of names of files under a usual name, how many rows.
         may_count: Whether it holds numbers that may count rows, patients or examinations.
+        is_first_of_files: Whether it was taken as the first of the columns of image files, which have no usual name.
     """
 
     position: int
     named: int
     may_count: bool
+    is_first_of_files: bool = False
 
 
 def find_image_column(table: Table, matcher: ImageMatcher) -> int | None:
     """Return the position of the column that names the images; None if no cell names one.
 
     Raises:
-        OptionError: Numbers of rows or patients may name the images, but other numbers may, too.
+        OptionError: Numbers of rows or patients may name the images, but other numbers may, too; or file names.
     """
     found = likely_image_column(table, matcher)
     if found is None:
@@ -127,9 +130,9 @@ def likely_image_column(table: Table, matcher: ImageMatcher) -> ImageColumn | No
     """Return the column whose cells name images; None if no cell names one.
 
     Asked in turn, until one names an image: columns with a usual name that hold no numbers, numbers under a name that
-    means images, each other column of image files, numbers that may count something else, and all others. Of two
-    usual names that name about as many, the surer one is meant. Numbers of patients are only asked where no other
-    column has a usual name.
+    means images, each other column of image files, numbers that may count something else, all others, and columns of
+    masks. Of two usual names that name about as many, the surer one is meant. Numbers of patients are only asked where
+    no other column has a usual name.
 
     Args:
         table: The table.
@@ -142,12 +145,13 @@ def likely_image_column(table: Table, matcher: ImageMatcher) -> ImageColumn | No
         asked = [position for position in counting if loose(table.columns[position]) not in GROUP_NAMES]
     else:
         asked = counting
-    others = [position for position in range(len(table.columns)) if position not in usual]
+    masks = [position for position, name in enumerate(table.columns) if _is_mask_name(name)]
+    others = [position for position in range(len(table.columns)) if position not in (*usual, *masks)]
     files = [position for position in others if _holds(table, position, looks_like_image)]
     names = [position for position in usual if position not in numbers]
     sure_numbers = [position for position in numbers if position not in counting]
     rest = [position for position in others if position not in files]
-    for positions in (names, sure_numbers, *([position] for position in files), asked, rest):
+    for positions in (names, sure_numbers, *([position] for position in files), asked, rest, masks):
         counts = {
             position: matcher.count(table.column(position))
             if positions is names
@@ -157,12 +161,17 @@ def likely_image_column(table: Table, matcher: ImageMatcher) -> ImageColumn | No
         best = max(counts.values(), default=0)
         if best:
             position, named = next(item for item in counts.items() if item[1] > 0.9 * best)
-            return ImageColumn(position=position, named=named, may_count=positions is asked)
+            return ImageColumn(
+                position=position, named=named, may_count=positions is asked, is_first_of_files=position in files
+            )
     return None
 
 
 def refuse_rivals(table: Table, found: ImageColumn, matcher: ImageMatcher, option: str | None = None) -> None:
-    """Refuse numbers of rows or patients as names of images where other numbers name as many, but others in a row.
+    """Refuse a column that is taken for that of the images where another one may as well be, and differs in a row.
+
+    Beside numbers of rows or patients, this is one that names as many images; beside file names, file names of as many
+    images, such as masks, or of the same ones, such as earlier films.
 
     Args:
         table: The table.
@@ -171,9 +180,9 @@ def refuse_rivals(table: Table, found: ImageColumn, matcher: ImageMatcher, optio
         option: The option that names the column, for the error.
 
     Raises:
-        OptionError: There are such numbers.
+        OptionError: There is such a column.
     """
-    if not found.may_count:
+    if not (found.may_count or found.is_first_of_files):
         return
     usual = by_usual_name(table.columns, (*IMAGE_NAMES, *LABEL_NAMES))
     own = [matcher.find(cell) for cell in table.column(found.position)]
@@ -181,14 +190,27 @@ def refuse_rivals(table: Table, found: ImageColumn, matcher: ImageMatcher, optio
     for position in range(len(table.columns)):
         images = [] if position in usual else [matcher.find(cell) if cell else None for cell in table.column(position)]
         differ = any(image and other and image != other for image, other in zip(images, own, strict=False))
-        if differ and len(set(images) - {None}) >= found.named:
+        named, ours = set(images) - {None}, set(own) - {None}
+        if found.may_count:
+            is_rival = len(named) >= found.named
+        else:
+            is_file = _holds(table, position, looks_like_image) and not _is_mask_name(table.columns[position])
+            is_rival = is_file and (len(named) == len(ours) or not named.isdisjoint(ours))
+        if differ and is_rival:
             rivals.append(position)
     if rivals:
+        what = "numbers" if found.may_count else "file names"
         names = listed(repr(table.columns[position]) for position in sorted((found.position, *rivals)))
         raise OptionError(
-            f"the numbers in the columns {names} of {table.name} may all name the images; rename the right one to "
+            f"the {what} in the columns {names} of {table.name} may all name the images; rename the right one to "
             f"'image'{f', or give it with {option}' if option else ''}"
         )
+
+
+def _is_mask_name(column: str) -> bool:
+    """Whether a column's name says that it has masks, which belong to images and are none."""
+    name = loose(column)
+    return "mask" in name or name in MASK_NAMES
 
 
 def _holds(table: Table, position: int, kind: Callable[[str], bool]) -> bool:
