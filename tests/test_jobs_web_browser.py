@@ -33,7 +33,7 @@ def test_a_browser_shows_every_page_without_error_or_overflow(browser, client, s
 
 
 @pytest.mark.parametrize("width", [1100, 1280])
-def test_a_list_of_runs_without_names_does_not_overflow(browser, client, settings, width):
+def test_a_list_of_runs_without_names_shows_each_id_in_one_line_and_does_not_overflow(browser, client, settings, width):
     for state, metric in (("running", None), ("succeeded", ("auroc", 0.995)), ("succeeded", ("auroc", 0.9444))):
         spec, request = build(EvaluateSpec, model="m", shards="/shards"), JobRequest(tags=("shapes",), owner="mira")
         run = RunPaths.of(settings.storage, submit(settings, spec, request))
@@ -48,6 +48,10 @@ def test_a_list_of_runs_without_names_does_not_overflow(browser, client, setting
     assert eventually(lambda: browser.evaluate(RENDERED) and browser.evaluate("!!document.querySelector('table.runs')"))
 
     assert browser.evaluate("document.querySelectorAll('.runs .whole').length") == 3
+    assert (
+        browser.evaluate("[...document.querySelectorAll('.runs .whole')].map(id => id.getClientRects().length)")
+        == [1] * 3
+    )
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
