@@ -14,9 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO
 
+import psutil
 import pytest
 from redis import AuthenticationError, Redis
 
+from cluster.errors import StorageError
 from cluster.guard import is_alive
 from cluster.settings import Settings
 from jobs.cli.doctor import redis_findings
@@ -136,6 +138,36 @@ def test_what_was_written_survives_kill_9(place: Path) -> None:
     with Redis.from_url(second.url) as connection:
         assert connection.get("kept") == b"yes"
     assert second.started_here
+
+
+def test_a_server_whose_parent_does_not_wait_for_it_is_dead_when_it_has_ended(place: Path) -> None:
+    code = "import sys; from pathlib import Path; from jobs.queue import embedded_redis as redis; "
+    code += "print(redis.ensure_running(Path(sys.argv[1])).pid, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(place)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        server = embedded_redis.running(place)
+        assert server is not None
+
+        os.kill(server.pid, signal.SIGKILL)
+
+        assert eventually(lambda: psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE)
+        assert not server.is_alive
+
+
+def test_a_lock_that_a_stopped_process_keeps_is_named_with_the_cure(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_redis, "HELD_SECONDS", 0.2)
+    lock = place / "redis" / ".lock"
+    lock.parent.mkdir()
+    lock.touch()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another open file: it excludes this process as it does others
+
+        with pytest.raises(StorageError, match=rf"another process has held {lock} for 0.2 s; it may be stopped: find"):
+            embedded_redis.ensure_running(place)
 
 
 def test_a_server_whose_data_are_damaged_starts_without_them_and_keeps_them(

@@ -38,6 +38,7 @@ from jobs.errors import QueueUnreachable
 
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
+HELD_SECONDS = 120.0  # of the lock: longer than a holder that starts or stops the server takes, unless it is stopped
 SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux, 104 on macOS
 DATA_FOLDER = "appendonlydir"  # the server's own default
 
@@ -95,10 +96,10 @@ def ensure_running(storage: Path, *, ends_with_caller: bool = False) -> Embedded
     Raises:
         QueueUnreachable: There is no server program, it does not start, it runs on another machine, or it belongs to
             another user.
-        StorageError: Its folder cannot be made.
+        StorageError: Its folder cannot be made, or another process, which may be stopped, keeps its lock.
     """
     folder = _private_folder(storage)
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", patience=HELD_SECONDS):
         return running(storage) or _start(folder, ends_with_caller=ends_with_caller)
 
 
@@ -156,7 +157,7 @@ def used_by_stack(storage: Path) -> Iterator[EmbeddedRedis]:
 
 def stop(storage: Path) -> None:
     """Stop the storage's embedded server; does nothing if none is running."""
-    with locked(storage / "redis" / ".lock"):
+    with locked(storage / "redis" / ".lock", patience=HELD_SECONDS):
         server = running(storage)
         if server is None:
             return
@@ -313,7 +314,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return True
+    return sys.platform != "linux" or guard.is_alive(pid)  # no zombie, whose parent, such as a notebook, never waits
 
 
 def _pid_of(url: str, *, patience_seconds: float) -> int | None:
