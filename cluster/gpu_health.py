@@ -1,5 +1,6 @@
 """Checks of CPUs, GPUs and shared memory for `nightshift doctor`: what was found and, for a fault, the cure."""
 
+import re
 import resource
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def check_processors() -> list[CheckResult]:
     found = [_processors(machine)]
     if machine.gpus:
         report = ask_torch()
-        found += [_torch(report), *(_device(number, device) for number, device in enumerate(report.devices))]
+        found += [_torch(report), *(_device(number, device, report) for number, device in enumerate(report.devices))]
         found += [*map(_mode, gpu_modes()), _shared_memory()]
         if RDMA_DEVICES.exists():
             found.append(_locked_memory())
@@ -45,14 +46,21 @@ def _torch(report: DeviceReport) -> CheckResult:
     return CheckResult(check="torch", ok=True, found=found)
 
 
-def _device(number: int, device: TorchDevice) -> CheckResult:
+def _device(number: int, device: TorchDevice, report: DeviceReport) -> CheckResult:
     title = f"{device.name}, compute capability {device.capability}"
     if device.fault is not None:
-        kernels = f"install {OLDER_TORCH}, " if "no kernels" in device.fault else ""
+        kernels = f"install {OLDER_TORCH}, " if _is_too_old(device, report) else ""
         cure = f"hide it with CUDA_VISIBLE_DEVICES, {kernels}or {CPU_CURE}"
         return CheckResult(check=f"GPU {number}", ok=False, found=f"{title}: it {device.fault}", cure=cure)
     free, memory = device.free_bytes / GIGABYTE, device.memory_bytes / GIGABYTE
     return CheckResult(check=f"GPU {number}", ok=True, found=f"{title}, {free:.1f} of {memory:.1f} GB free")
+
+
+def _is_too_old(device: TorchDevice, report: DeviceReport) -> bool:
+    """Whether a card is older than all that this torch has kernels for, such as 7.0 beside sm_75 and sm_90."""
+    known = [int(number) for number in re.findall(r"sm_(\d+)", " ".join(report.architectures))]
+    major, _, minor = device.capability.partition(".")
+    return bool(known and minor) and int(major) * 10 + int(minor) < min(known)
 
 
 def _mode(mode: str) -> CheckResult:

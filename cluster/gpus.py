@@ -22,7 +22,7 @@ NO_DEVICES = "no devices were found"
 GIGABYTE = 10**9
 CPU_CURE = "use --gpus-per-worker 0 to run on CPUs"
 OLDER_CUDA = 12  # the major version of CUDA that torch for older drivers and cards is built for
-OLDER_TORCH = "torch for older drivers and cards with `make install-user TORCH=cu126`"
+OLDER_TORCH = "torch for older drivers and cards (TORCH=cu126, of `make install-user` and of the image)"
 
 
 @dataclass(frozen=True, kw_only=True)

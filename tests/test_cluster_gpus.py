@@ -3,6 +3,7 @@
 import resource
 import stat
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_auto_on_a_machine_without_gpus_means_cpus():
         ({"devices": (GOOD, OLD)}, 2, r"torch can use 1 of 2: GPU 1 \(Tesla V100\) has an architecture that this"),
         ({"devices": (OLD,)}, 1, r"torch can use 0 of 1: GPU 0 .*no kernels for; use --gpus-per-worker 0"),
         ({"devices": (), "fault": "the NVIDIA driver supports CUDA 12.4 and torch 2.15.0 needs CUDA 13.2",
-          "driver": "12.4"}, 1, "a driver for CUDA 13.2 or newer, or torch for older .* TORCH=cu126`, or"),
+          "driver": "12.4"}, 1, "a driver for CUDA 13.2 or newer, or torch for older .*TORCH=cu126, .*or use"),
         ({"devices": (), "fault": "the NVIDIA driver supports CUDA 11.4 and torch 2.15.0 needs CUDA 13.2",
           "driver": "11.4"}, 1, "install a driver for CUDA 13.2 or newer, or use --gpus-per-worker 0"),
         ({"devices": (), "fault": "there is no driver", "driver": None}, 1, "install the NVIDIA driver and a torch"),
@@ -251,6 +252,28 @@ def test_doctor_names_what_torch_cannot_use_with_the_cure(nvidia_smi, probed, mo
     assert found["GPU mode"].cure.startswith("run `nvidia-smi --compute-mode=DEFAULT`")
     assert "--shm-size" in found["shared memory"].cure
     assert all(finding.cure for finding in found.values())
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "is_older"),
+    [
+        ("7.0", ("sm_75", "sm_90"), True),
+        ("9.0", ("sm_100", "sm_120"), True),
+        ("10.0", ("sm_50", "sm_90"), False),
+        ("7.0", (), False),
+        ("", ("sm_75",), False),
+    ],
+)
+def test_doctor_offers_torch_for_older_cards_only_for_older_cards(
+    nvidia_smi, probed, capability, architectures, is_older
+):
+    device = replace(OLD, capability=capability)
+    probed(replace(REPORT, architectures=architectures, devices=(device,)))
+
+    cure = next(finding.cure for finding in check_processors() if finding.check == "GPU 0")
+
+    assert ("TORCH=cu126" in cure) == is_older
+    assert cure.startswith("hide it with CUDA_VISIBLE_DEVICES, ")
 
 
 def test_doctor_names_a_limit_of_locked_memory_only_where_there_is_rdma(nvidia_smi, probed, monkeypatch, tmp_path):
