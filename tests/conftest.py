@@ -105,7 +105,7 @@ def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Say:
+def run_main(capsys: pytest.CaptureFixture[str]) -> Say:
     """Run a command in this process; return its exit code, stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
@@ -122,12 +122,12 @@ def command(capsys: pytest.CaptureFixture[str]) -> Say:
 
 
 @pytest.fixture
-def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, command: Say) -> Say:
-    """Run a command with the storage and Redis of `settings`, as `command` does."""
+def say(settings: Settings, monkeypatch: pytest.MonkeyPatch, run_main: Say) -> Say:
+    """Run a command with the storage and Redis of `settings`, as `run_main` does."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(settings.storage))
     monkeypatch.setenv("NIGHTSHIFT_REDIS_URL", str(settings.redis_url))
     monkeypatch.delenv("COLUMNS", raising=False)  # a table is as wide as it likes
-    return command
+    return run_main
 
 
 @pytest.fixture

@@ -301,8 +301,8 @@ def test_rows_of_groups_that_match_by_file_name_alone_are_counted_in_a_note(tmp_
     assert [image.group for image in found.images] == (["ann", "bob"] if plain else [hashed("ann"), hashed("bob")])
 
 
-def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, source, storage, monkeypatch, command):
-    say = partial(command, "shards")
+def test_a_storage_packs_with_its_key_and_shows_the_name_of_a_group(tmp_path, source, storage, monkeypatch, run_main):
+    say = partial(run_main, "shards")
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(storage))
     shards = tmp_path / "shards"
 

@@ -14,9 +14,9 @@ made, source, shards = adding.made, adding.source, adding.shards
 
 
 @pytest.fixture
-def run(command):
+def run(run_main):
     """Run `nightshift shards` in this process; return its exit code, stdout and stderr."""
-    return partial(command, "shards")
+    return partial(run_main, "shards")
 
 
 def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_path, run, source, shards):

@@ -29,11 +29,11 @@ def web(archive):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, command):
+def run(tmp_path, monkeypatch, run_main):
     """Run a command; return its exit code, stdout and stderr."""
     monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(tmp_path / "storage"))
     monkeypatch.chdir(tmp_path)
-    return command
+    return run_main
 
 
 def lines(text):
