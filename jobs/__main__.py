@@ -51,6 +51,23 @@ def main(arguments: list[str] | None = None) -> None:
         _exit(error.format_message(), error.exit_code)
     except click.exceptions.Exit as exit_request:
         sys.exit(exit_request.exit_code)
+    except Exception as error:
+        if (line := _redis_fault(error)) is None:
+            raise
+        _exit(line, FAILED)
+
+
+def _redis_fault(error: Exception) -> str | None:
+    """Return what to say of an error of Redis after the connection was made; None for all other errors.
+
+    Commands that need no queue do not import Redis' client, and this does not either.
+    """
+    redis = sys.modules.get("redis")
+    if redis is None or not isinstance(error, redis.RedisError):
+        return None
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return f"the connection to Redis was lost ({error}); start Redis and repeat the command"
+    return f"Redis refuses a command ({error}); correct its configuration, or the user in NIGHTSHIFT_REDIS_URL"
 
 
 def _exit(line: str, code: int) -> None:

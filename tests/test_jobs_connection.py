@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import os
+import signal
 import socket
 import ssl
 import threading
@@ -9,17 +11,21 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis import Redis
 
 from cluster.settings import Settings
 from jobs.cli.doctor import redis_findings
 from jobs.errors import QueueUnreachable
+from jobs.queue import embedded_redis, queues
 from jobs.queue.connection import connect, without_password
+from tests.conftest import Say
 from tests.cutting_proxy import CuttingProxy
 
 
@@ -195,3 +201,42 @@ def pump(source: socket.socket, target: socket.socket) -> None:
     with contextlib.suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)
     source.close()
+
+
+def test_a_command_that_redis_refuses_ends_in_one_line(
+    say: Say, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Redis.from_url(str(settings.redis_url)) as admin:
+        admin.acl_setuser(
+            "reader", enabled=True, passwords=["+word"], categories=["+@read", "+@connection"], keys=["*"]
+        )
+    address = urlsplit(str(settings.redis_url))
+    monkeypatch.setenv(
+        "NIGHTSHIFT_REDIS_URL", address._replace(netloc=f"reader:word@{address.netloc.rpartition('@')[2]}").geturl()
+    )
+
+    code, _, said = say("queue", "pause")
+
+    assert code == 1
+    assert said.startswith("Error: Redis refuses a command (")
+    assert said.endswith("; correct its configuration, or the user in NIGHTSHIFT_REDIS_URL\n")
+    assert said.count("\n") == 1
+
+
+def test_a_connection_that_is_lost_within_a_command_ends_it_in_one_line(
+    say: Say, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(connection: Redis) -> None:
+        server = embedded_redis.running(settings.storage)
+        assert server is not None
+        os.kill(server.pid, signal.SIGKILL)
+        os.waitpid(server.pid, 0)
+        connection.set("key", "value")
+
+    monkeypatch.setattr(queues, "pause", lose)
+
+    code, _, said = say("queue", "pause")
+
+    assert code == 1
+    assert said.startswith("Error: the connection to Redis was lost (")
+    assert said.endswith("); start Redis and repeat the command\n")
