@@ -209,6 +209,25 @@ def test_all_rows_of_a_reader_are_one_vote(tmp_path):
     assert "readers: column 'rad_id'; all rows of a reader are one vote" in found.labels.notes
 
 
+def test_each_row_without_a_reader_is_one_vote(tmp_path):
+    rows = ["image_id,class_name,rad_id", "a,x,R1", "a,x,R1", "a,none,", "a,none,", "b,x,R1", "b,x,R2", "b,none,R1"]
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=rows)
+
+    found = targets_of(scanned(folder, "t.csv", readers="majority", multi_label=True))
+
+    assert found == {"a.png": {"none": PRESENT, "x": ABSENT}, "b.png": {"none": UNKNOWN, "x": PRESENT}}
+
+
+def test_with_one_label_for_an_image_each_row_of_a_reader_is_one_vote(tmp_path):
+    rows = ["image_id,label,reader", "a,x,R1", "a,x,R1", "a,y,R1", "b,x,R1", "b,y,R1", "b,none,R2", "b,x,R3", "c,y,R1"]
+    folder = source(tmp_path, ["a.png", "b.png", "c.png"], t_csv=rows)
+
+    found = scanned(folder, "t.csv", readers="majority")
+
+    assert labels_of(found) == {"a.png": "x", "b.png": "x", "c.png": "y"}
+    assert not any(note.startswith("readers:") for note in found.labels.notes)
+
+
 def test_equal_votes_are_refused_and_leave_one_of_several_labels_unknown(tmp_path):
     folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,label", "a,x", "a,y", "b,y", "b,y"])
 

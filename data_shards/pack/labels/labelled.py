@@ -208,19 +208,18 @@ class _ReadTable:
         return voted
 
     def _statements(self, numbers: Sequence[int]) -> list[Findings]:
-        """Return what the rows of an image say; of a majority of readers, what each reader's rows say together."""
-        if not self._has_readers:
-            return [found for number in numbers if (found := self.findings[number])]
-        rows_of: dict[str, list[Findings]] = {}
+        """Return what the rows of an image say, and what the rows of each reader say together if they are one vote."""
+        rows_of: dict[str | int, list[Findings]] = {}
         for number in numbers:
-            reader = self.rows.rows[number][self.columns.reader or 0]
+            reader = self.rows.rows[number][self.columns.reader or 0] if self._joins_readers else ""
             if found := self.findings[number]:
-                rows_of.setdefault(reader, []).append(found)
+                rows_of.setdefault(number if is_missing(reader) else reader, []).append(found)
         return [join(findings) for findings in rows_of.values()]
 
     @property
-    def _has_readers(self) -> bool:
-        return self.readers == "majority" and self.columns.reader is not None
+    def _joins_readers(self) -> bool:
+        """Whether all rows of a reader are one vote. Of several rows with one label each, that would be no label."""
+        return self.multi_label and self.readers == "majority" and self.columns.reader is not None
 
     def _one_of_each(
         self, used: Mapping[str, Sequence[int]], position: int | None, what: str, read: Callable[[str], str | None]
@@ -273,7 +272,7 @@ class _ReadTable:
         )
         if columns.group is not None and self.groups_used:
             notes.append(f"groups: column {names[columns.group]!r}; --group-column none leaves it out")
-        if self._has_readers and columns.reader is not None:
+        if self._joins_readers and columns.reader is not None:
             notes.append(f"readers: column {names[columns.reader]!r}; all rows of a reader are one vote")
         if by_name := self.matched.rows_by_name:
             notes.append(f"{by_name} of {len(self.rows.rows)} rows match by file name alone; their folders differ")
