@@ -13,7 +13,7 @@ from data_shards.errors import SourceError
 from data_shards.pack.labels.cells import labels_of, whole_numbers
 from data_shards.pack.labels.table_text import read_text_rows
 from data_shards.pack.labels.tables import read_table
-from tests.labelled import refused, source
+from tests.labelled import refused, scanned, source
 
 # Text of a cell: anything that can be typed or pasted. Blanks at the ends are no part of it, ="..." is Excel's.
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="\0\r\ufeff\xa0", exclude_categories=["Cs"])
@@ -206,17 +206,44 @@ def test_lines_of_comments_above_the_rows_are_passed_over():
     assert found.lines == [3, 4]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_last_of_several_lines_with_a_hash_is_the_header_if_it_has_the_cells_of_the_rows(separator):
+    text = f"# version 2, of May\n#file{separator}label\na.png{separator}x\n"
+
+    found = read_text_rows(text.encode(), "list.csv")
+
+    assert found.rows == [("#file", "label"), ("a.png", "x")]
+    assert found.lines == [2, 3]
+
+
+def test_a_sentence_in_the_last_of_several_lines_with_a_hash_is_no_header():
+    found = read_text_rows(b"# of a tool\n# version 2, of May\nfile,label\na.png,x\n", "list.csv")
+
+    assert found.rows == [("file", "label"), ("a.png", "x")]
+
+
 def test_a_single_line_with_a_hash_is_the_header():
     assert read_text_rows(b"#,file,label\n1,a.png,x\n", "t.csv").rows[0] == ("#", "file", "label")
 
 
-@pytest.mark.parametrize("text", ['{"images": [{"id": 1}]}', '\n[ {"file": "a.png"}]', '{"file_name": "a.png"}\n{}\n'])
+@pytest.mark.parametrize(
+    "text", ['{"images": [{"id": 1}]}', '\n[ {"file": "a.png"}]', '{"file_name": "a.png"}\n{}\n', '\ufeff{\n "a": 1}']
+)
 def test_json_is_refused_with_what_to_write_instead(tmp_path, text):
     folder = source(tmp_path, ["a.png", "b.png"])
     (folder / "labels.json").write_text(text)
 
     refused("labels.json is JSON, not a table; write its images and labels to a CSV with the columns file and label",
             folder, "labels.json")  # fmt: skip
+
+
+def test_a_row_that_begins_with_an_identifier_in_braces_is_no_json(tmp_path):
+    folder = source(tmp_path, ["a.png", "b.png"])
+    (folder / "t.csv").write_text("{3F2504E0-4F89},a.png,x\n{3F2504E1-4F89},b.png,y\n")
+
+    found = scanned(folder, "t.csv", label_column="3")
+
+    assert [(image.name, image.label) for image in found.images] == [("a.png", "x"), ("b.png", "y")]
 
 
 def test_a_joined_table_about_other_images_is_refused(tmp_path):

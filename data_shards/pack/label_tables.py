@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from data_shards.pack.labels.cells import loose
 from data_shards.pack.labels.columns import FINDING_NAMES, LABEL_NAMES
 from data_shards.pack.labels.matching import SHORT_NUMBER
+from data_shards.pack.labels.table_text import end_of_comments
 from data_shards.pack.labels.tables import MAX_TABLE_BYTES
 from data_shards.pack.options import TABLE_ENDINGS
 
@@ -103,6 +104,7 @@ def _text(table: Path, most: int) -> str:
 
 def _has_labels(table: Path) -> bool:
     """Whether the first line of a table names a column of labels, or several columns of findings."""
-    first = _text(table, HEADER_BYTES).partition("\n")[0]
+    text = _text(table, HEADER_BYTES)
+    first = text[end_of_comments(text) :].partition("\n")[0]
     columns = {loose(cell.strip()) for cell in SEPARATORS.split(first)}
     return bool(columns.intersection(LABEL_NAMES)) or len(columns & FINDING_NAMES) > 1

@@ -24,7 +24,7 @@ PIPE = "|"  # more often a separator of labels in a cell
 BLANK = " "
 NO_SEPARATOR = "\x1f"
 EXCEL_SEPARATOR = re.compile(r"\"?sep=(.)\"?[ ,;\t]*\r?\n", re.IGNORECASE)  # a first line that Excel reads
-COMMENTS = re.compile(r"(?:#[^\n]*\n){2,}(?=[^#\n])")  # above the rows; a single such line may be the header
+COMMENTS = re.compile(r"(?:#[^\n]*\n)+(#[^\n]*\n)(?=([^#\n][^\n]*))")  # above the rows
 EXCEL_TEXT = re.compile(r"=\"(.*)\"", re.DOTALL)  # keeps Excel from turning 0001 into 1
 CELL_LIMIT = 1 << 20  # characters
 
@@ -52,8 +52,8 @@ def read_text_rows(raw: bytes, name: str) -> TextRows:
     """
     text, encoding = decode(raw, name)
     first = EXCEL_SEPARATOR.match(text)
-    above = first or COMMENTS.match(text)
-    body, offset = (text[above.end() :], text.count("\n", 0, above.end())) if above else (text, 0)
+    begin = first.end() if first else end_of_comments(text)
+    body, offset = text[begin:], text.count("\n", 0, begin)
     parsed = {s: _parse(body, s, name, offset) for s in ((first[1],) if first else _candidates(body))}
     loose = () if first else (PIPE, BLANK)  # they stand in names and labels too: only as part of every row they count
     found = [rows for s, rows in parsed.items() if isinstance(rows, _Parsed) and (rows.is_exact or s not in loose)]
@@ -62,6 +62,20 @@ def read_text_rows(raw: bytes, name: str) -> TextRows:
         raise max(faults, key=lambda fault: fault.width).error
     best = max(found, key=lambda rows: (rows.is_exact, rows.width))  # of equal ones the first
     return TextRows(rows=best.rows, lines=best.lines, encoding=encoding)
+
+
+def end_of_comments(text: str) -> int:
+    """Return where the header or first row begins below lines that start with `#`.
+
+    A single such line is the header. Of several, the last one is if it has as many separators as the next line, none
+    followed by a blank as in a sentence.
+    """
+    above = COMMENTS.match(text)
+    if above is None:
+        return 0
+    last, row = above[1], above[2]
+    is_header = any(f"{s} " not in last and 0 < last.count(s) == row.count(s) for s in SEPARATORS)
+    return above.start(1) if is_header else above.end()
 
 
 def decode(raw: bytes, name: str) -> tuple[str, str]:

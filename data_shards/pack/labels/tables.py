@@ -20,7 +20,7 @@ MAX_TABLE_BYTES = 256 << 20  # after decompression; a million rows have about 10
 PARQUET_ENDINGS = (".parquet", ".pq")
 PARQUET_SIGNATURE = b"PAR1"
 GZIP_SIGNATURE = b"\x1f\x8b"
-JSON = re.compile(rb"\s*(\{|\[\s*\{)")
+JSON = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:\{\s*[\"}]|\[\s*\{)")
 # Formats that are no table of text, by the first bytes of the file.
 OTHER_SIGNATURES = {
     b"PK\x03\x04": "an Excel or OpenDocument sheet, or an archive",
