@@ -99,6 +99,7 @@ def test_names_may_say_which_images_are_of_one_patient_and_the_option_keeps_them
         [f"{label}/image_{n:04}.jpg" for label in "ab" for n in range(12)],
         [f"n0{c}/images/n0{c}_{n}.JPEG" for c in range(12) for n in range(3)],  # a folder and a number for each class
         [f"{label}/ISIC_{n:07}.jpg" for label in "ab" for n in range(12)],
+        [f"{label}/{n:0250}.jpg" for label in "ab" for n in range(12)],
     ],
 )
 def test_names_that_are_counted_or_those_of_classes_need_no_note(tmp_path, names):

@@ -11,7 +11,7 @@ IMAGES_A_FOLDER = 1.5  # at least, on average: else there is hardly anything to 
 # What names of one patient, series or place may have in common, as the first group.
 NAMES = {
     "in left and right": re.compile(r"(?i)([^/]+)[ _-](?:left|right|l|r|od|os)\.[^/.]+$"),
-    "in their last number": re.compile(r"([^/]*[0-9][^/]*[^0-9/])[0-9]+[^0-9/]*$"),
+    "in their last number": re.compile(r"([^/0-9]*[0-9][^/]*[^0-9/])[0-9]+[^0-9/]*$"),
 }
 
 
@@ -61,11 +61,23 @@ def _name_notes(images: Sequence[Placed]) -> list[str]:
     """Return a note if the names of images say which ones are of one patient, series or place."""
     classes = len({image.label for image in images})
     for difference, pattern in NAMES.items():
-        found = [pattern.search(image.name) for image in images]
-        groups = {match[1] for match in found if match}
-        if None not in found and max(FEWEST, 2 * classes) <= len(groups) <= len(images) / IMAGES_A_FOLDER:
+        groups = _groups(images, pattern, most=int(len(images) / IMAGES_A_FOLDER))
+        if len(groups) >= max(FEWEST, 2 * classes):
             return [
                 f"--split divides images whose names differ only {difference} ({len(groups):,} such names); if those "
                 f"are of one patient, series or place, keep them in one split with --group-by '{pattern.pattern}'"
             ]
     return []
+
+
+def _groups(images: Sequence[Placed], pattern: re.Pattern[str], *, most: int) -> set[str]:
+    """Return the groups in the names of images; none if a name has none, or if there are too many."""
+    groups = set[str]()
+    for image in images:
+        match = pattern.search(image.name)
+        if match is None:
+            return set()
+        groups.add(match[1])
+        if len(groups) > most:
+            return set()
+    return groups
