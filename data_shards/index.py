@@ -328,3 +328,10 @@ def _of_split(index: ShardIndex, split: str, groups: int | None) -> dict[str, An
         "shards": len(shards),
         "bytes": sum(shard.bytes for shard in shards),
     }
+
+
+def cure_without_valid(index: ShardIndex) -> str:
+    """Return what gives valid images to a data set that has a split train, but none valid."""
+    if index.options.get("split"):
+        return "pack again with a share for valid in --split, such as 70/15/15"
+    return "pack again with --split 85/15/0, which divides train"

@@ -39,7 +39,15 @@ def test_shares_divide_train_where_a_column_has_no_valid_images(tmp_path):
     assert [image.split for image in found.images] == [None, None, "test", "test"]
     assert any(note.startswith("splits: column 'split'") for note in found.labels.notes)
     refused("--split 70/15/15 takes test images out of train, but there are test images already; divide train with "
-            "--split 85/15/0", folder, "t.csv", split="70/15/15", kind=OptionError)  # fmt: skip
+            "--split 85/15/0, or use --split-column none",
+            folder, "t.csv", split="70/15/15", kind=OptionError)  # fmt: skip
+
+
+def test_shares_do_not_divide_the_test_images_of_a_column_without_others(tmp_path):
+    folder = source(tmp_path, ["a.png", "b.png"], t_csv=["image,label,split", "a,x,test", "b,y,test"])
+
+    refused("every image has its split by the column 'split' already; leave out --split, or use --split-column none",
+            folder, "t.csv", split="70/15/15", kind=OptionError)  # fmt: skip
 
 
 def test_another_value_of_a_split_column_is_refused_if_it_was_told_and_else_passed_over(tmp_path):
@@ -65,9 +73,13 @@ def test_the_split_comes_from_a_list_and_the_rest_is_divided(tmp_path, lines):
 
 
 def test_an_image_in_two_lists_is_refused_and_an_unknown_entry_is_named(tmp_path):
-    rows = ["image,label", "a,x", "b,y", "c,x"]
+    rows = ["image,label", "a,x", "b,y", "c,x", "d,y"]
     folder = source(
-        tmp_path, ["a.png", "b.png", "c.png"], t_csv=rows, one_txt=["a.png", "b.png", "bb.png"], two_txt=["b.png"]
+        tmp_path,
+        [f"{name}.png" for name in "abcd"],
+        t_csv=rows,
+        one_txt=["a.png", "b.png", "bb.png"],
+        two_txt=["b.png"],
     )
 
     refused("b.png is in the lists of train and test; remove it from one",

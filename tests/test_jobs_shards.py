@@ -88,8 +88,23 @@ def test_pack_says_that_there_is_no_split_valid_and_the_option_divides_train(tmp
     )
     assert "packed 16 train, 4 valid, 6 test images of 2 classes" in divided.stderr
     assert "no split valid" not in divided.stderr
-    with pytest.raises(SpecError, match="it has train, test; pack it again with --split 85/15/0"):
+    with pytest.raises(SpecError, match="it has train, test; pack again with --split 85/15/0"):
         require_split(read_index(str(tmp_path / "without")), "valid", "without")
+
+
+def test_the_cure_for_a_data_set_without_valid_images_is_one_that_helps(tmp_path):
+    source = image_folder(tmp_path / "images", {"a": 10, "b": 10})
+    image_folder(tmp_path / "external", {"test/a": 3, "test/b": 3})
+
+    shared = run("pack", source, tmp_path / "shared", "--split", "80/0/20")
+    external = run("pack", tmp_path / "external", tmp_path / "shards")
+
+    assert "pack again with a share for valid in --split, such as 70/15/15, or" in " ".join(shared.stderr.split())
+    assert "no split valid" not in external.stderr
+    with pytest.raises(SpecError, match="it has train, test; pack again with a share for valid in --split"):
+        require_split(read_index(str(tmp_path / "shared")), "valid", "shared")
+    with pytest.raises(SpecError, match=r"it has test$"):
+        require_split(read_index(str(tmp_path / "shards")), "valid", "shards")
 
 
 def test_pack_takes_every_option_of_the_contract(tmp_path):

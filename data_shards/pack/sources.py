@@ -316,12 +316,12 @@ def refuse_same_names(images: Sequence[SourceImage]) -> None:
 
 
 def require_training_images(images: Sequence[SourceImage], classes: Sequence[str]) -> None:
-    """Refuse classes that have no image in the train split, if there is a train split.
+    """Refuse classes that have no image in the train split, nor one to be divided, if there are such images.
 
     Raises:
         SourceError: A class is missing from train.
     """
-    trained = {image.label for image in images if image.split == "train"}
+    trained = {image.label for image in images if image.split in ("train", None)}
     missing = [label for label in classes if trained and label not in trained]
     if missing:
         raise SourceError(

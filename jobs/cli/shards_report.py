@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from data_shards.counted import counted
+from data_shards.index import cure_without_valid
 from data_shards.pack.other_files import by_kind
 from jobs.cli.shards_groups import print_groups
 from jobs.cli.terminal import echo
@@ -31,8 +32,8 @@ def print_report(report: "PackReport", shards: Path) -> None:
     _print_lists(report)
     if "train" in index.splits and "valid" not in index.splits:
         echo(
-            "note: there is no split valid, on which training chooses the best epoch; pack again with --split 85/15/0, "
-            "which divides train, or train with --folds",
+            "note: there is no split valid, on which training chooses the best epoch; "
+            f"{cure_without_valid(index)}, or train with --folds",
             err=True,
         )
     click.echo(f"next: nightshift shards show {shlex.quote(str(shards))}", err=True)

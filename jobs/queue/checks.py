@@ -15,7 +15,7 @@ from cluster.resources import refuse_fewer_gpus, refuse_impossible, this_machine
 from cluster.run_paths import RUN_ID, RunPaths
 from cluster.settings import Settings
 from data_shards.errors import BadIndex, PlanError
-from data_shards.index import INDEX_NAME, ShardIndex, read_index
+from data_shards.index import INDEX_NAME, ShardIndex, cure_without_valid, read_index
 from data_shards.locations import local_folder
 from jobs.errors import Refused
 from jobs.queue.connection import LOOPBACK
@@ -106,7 +106,7 @@ def require_split(index: ShardIndex, split: str, shards: str) -> None:
         SpecError: The data set has no such split.
     """
     if not index.samples_in(split):
-        cure = "; pack it again with --split 85/15/0, which divides train" if split == "valid" else ""
+        cure = f"; {cure_without_valid(index)}" if split == "valid" and "train" in index.splits else ""
         raise SpecError(f"{shards} has no split {split!r}; it has {', '.join(index.splits)}{cure}")
 
 

@@ -133,26 +133,33 @@ def decide_splits(
     else:
         found, source = dict(by_folder), "the split folders"
         _refuse_other_column(found, by_column, column)
+    is_told = lists is not None or is_column_told or source == "the split folders"
+    cure = "" if is_told else ", or use --split-column none"
     if shares and not is_addition:
-        found = divided_train(found, shares)
+        found = divided_train(found, shares, cure)
     if not (is_addition and (shares or all(found.values()))):
-        _refuse_undivided(found, source, shares, is_told=lists is not None or is_column_told)
+        _refuse_undivided(found, source, shares, cure)
     return found
 
 
-def divided_train(found: Mapping[str, str | None], shares: str) -> dict[str, str | None]:
+def divided_train(found: Mapping[str, str | None], shares: str, cure: str = "") -> dict[str, str | None]:
     """Return the splits without train, so that shares divide its images, if every image has a split and none is valid.
+
+    Args:
+        found: Split of each image.
+        shares: The option `--split`.
+        cure: What else may be done about splits and shares that do not fit, for errors.
 
     Raises:
         OptionError: The shares have test images, and there are some already.
     """
     given = set(found.values())
-    if None in given or "valid" in given:
+    if None in given or "valid" in given or "train" not in given:
         return dict(found)
     if "test" in given and parse_shares(shares)[SPLITS.index("test")]:
         raise OptionError(
             f"--split {shares} takes test images out of train, but there are test images already; divide train with "
-            "--split 85/15/0"
+            f"--split 85/15/0{cure}"
         )
     return {path: None if split == "train" else split for path, split in found.items()}
 
@@ -172,13 +179,12 @@ def _refuse_other_column(
             )
 
 
-def _refuse_undivided(found: Mapping[str, str | None], source: str, shares: str | None, *, is_told: bool) -> None:
+def _refuse_undivided(found: Mapping[str, str | None], source: str, shares: str | None, cure: str) -> None:
     missing = [path for path, split in found.items() if split is None]
     given = {split for split in found.values() if split}
     if shares:
         if not missing and found:
-            none = "" if is_told or source == "the split folders" else ", or use --split-column none"
-            raise OptionError(f"every image has its split by {source} already; leave out --split{none}")
+            raise OptionError(f"every image has its split by {source} already; leave out --split{cure}")
         return
     if missing and not given:
         raise SourceError("the source has no folders train, valid and test; add --split 70/15/15")
