@@ -36,7 +36,12 @@ def test_folders_that_differ_in_their_splits_are_no_classes_and_the_table_is_nam
         tmp_path,
         [*names, f"{second}/film-9.png", f"{second}/film-8.png"],
         boxes_csv=["patientId,x", *(f"film-{number},{number}.5" for number in range(4)), *["film-0,1.5"] * 9],
-        labels_csv=["patientId,Target", *(f"film-{number},{number % 2}" for number in range(4))],
+        labels_csv=[
+            "# of the year",
+            "# 2018",
+            "patientId,Target",
+            *(f"film-{number},{number % 2}" for number in range(4)),
+        ],
     )
 
     refused(folder, "look like splits, not classes; labels.csv names 100% of the images in", "--labels labels.csv")
@@ -56,12 +61,27 @@ def test_numbered_patients_with_folders_of_classes_are_no_classes(tmp_path):
     folder = source(tmp_path / "images", names)
     moved = source(tmp_path / "moved", ["/".join((*name.split("/")[1::-1], name[-5:])) for name in names])
 
-    refused(folder, "8863, 8864, 8865, ... have the folders 0 and 1 in common", "move the images to CLASS/NUMBER/image")
+    refused(
+        folder,
+        "the folders 8863, 8864, 8865, ... are numbers, and most of them have the folders 0 and 1, which look like the "
+        "classes of patients; move the images to CLASS/NUMBER/image",
+        "or take the numbers as classes with --classes 8863,8864,8865,...",
+    )
     chosen = scanned(folder, classes=("8863", "8864", "8865", "8866"))
     found = scanned(moved, group_by="^[^/]+/([^/]+)/")
 
     assert chosen.classes == ("8863", "8864", "8865", "8866")
     assert found.classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("first", "inner"), [(0, ("AP", "PA")), (10, ("left", "right")), (10, ("images", "masks")), (10, ("train", "test"))]
+)
+def test_numbers_that_are_grades_or_have_no_classes_inside_are_classes(tmp_path, first, inner):
+    numbers = [str(number) for number in range(first, first + 5)]
+    folder = source(tmp_path, [f"{number}/{name}/1.png" for number in numbers for name in inner])
+
+    assert scanned(folder).classes == tuple(numbers)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +100,35 @@ def test_a_second_copy_of_the_class_folders_is_passed_over(tmp_path, copy, passe
     assert found.passed_over == {passed_over: 6}
 
 
-def test_a_folder_that_is_spelt_alike_with_other_images_is_no_copy(tmp_path):
+@pytest.mark.parametrize("image", [b"another image", b"other"])
+def test_a_folder_that_is_spelt_alike_with_other_images_is_no_copy(tmp_path, image):
     folder = source(tmp_path, ["Cat/1.png", "Cat/2.png", "cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"])
-    (folder / "cat/1.png").write_bytes(b"another image")
+    (folder / "Cat/1.png").write_bytes(b"image")
+    (folder / "cat/1.png").write_bytes(image)
 
     refused(folder, "the class folders 'Cat' and 'cat' differ only in upper case")
+
+
+def test_other_images_in_folders_of_the_same_names_are_no_copy(tmp_path):
+    names = ["benign/1.dcm", "malignant/1.dcm"]
+    folder = source(tmp_path, [*names, *(f"hospital_2/{name}" for name in names)])
+    for number, path in enumerate(sorted(folder.rglob("*.dcm"))):
+        path.write_bytes(bytes([number]))  # all of one size, as uncompressed images are
+    (folder / "t.csv").write_text(
+        "file,label\nbenign/1.dcm,a\nmalignant/1.dcm,b\nhospital_2/benign/1.dcm,b\nhospital_2/malignant/1.dcm,a\n"
+    )
+
+    by_folder = scanned(folder)
+    by_table = scanned(folder, labels=LabelOptions(tables=("t.csv",)))
+
+    assert by_folder.passed_over == {}
+    assert len(by_folder.images) == 4
+    assert labels_of(by_table) == {
+        "benign/1.dcm": "a",
+        "malignant/1.dcm": "b",
+        "hospital_2/benign/1.dcm": "b",
+        "hospital_2/malignant/1.dcm": "a",
+    }
 
 
 def test_labels_of_a_table_are_those_of_the_first_copy(tmp_path):
@@ -109,6 +153,32 @@ def test_folders_without_images_beside_the_one_with_class_folders_are_no_classes
 
     assert found.classes == ("cake", "pie")
     assert found.other_names == (f"food/{beside}/test.txt",) or found.masks == 1
+
+
+def test_a_table_gives_the_names_of_images_in_images_beside_folders_without_images(tmp_path):
+    names = [f"images/p{patient}/s1/{n}.png" for patient in range(4) for n in range(2)]
+    rows = ["file,label", *(f"{name},{'ab'[number % 2]}" for number, name in enumerate(names))]
+    folder = source(tmp_path, names, csv__t_csv=rows)
+
+    found = scanned(folder, labels=LabelOptions(tables=("csv/t.csv",)))
+
+    assert set(labels_of(found)) == set(names)
+
+
+def test_patients_in_splits_below_the_only_class_with_images_are_no_classes(tmp_path):
+    names = [f"covid/{split}/{split}-{n}/1.png" for split in ("train", "test") for n in range(3)]
+    folder = source(tmp_path, [*names, "normal/notes.txt"])
+
+    refused(folder, "the class folder normal/ holds no image")
+
+
+def test_a_copy_beside_images_without_class_folders_is_no_class_to_choose(tmp_path):
+    folder = source(tmp_path, ["images/1.png", "Images/1.png"])
+
+    with pytest.raises(SourceError, match="the images in Images/ have no class folders") as caught:
+        scanned(folder)
+
+    assert "--classes" not in str(caught.value)
 
 
 def test_an_empty_class_folder_beside_a_class_with_folders_is_still_refused(tmp_path):
@@ -161,6 +231,17 @@ def test_shares_divide_train_where_no_folder_has_valid_images(tmp_path, test):
         name: "test" if name.startswith("test") else None for name in names
     }
     assert {image.split for image in scanned(folder, split=None).images} == {"train", *test}
+
+
+@pytest.mark.parametrize("split", [None, "80/20/0"])
+def test_a_class_that_only_test_has_is_refused_whether_train_is_divided_or_not(tmp_path, split):
+    names = [f"{folder}/{n}.png" for folder in ("train/a", "train/b", "test/a", "test/b", "test/c") for n in range(4)]
+    folder = source(tmp_path, names)
+
+    refused(
+        folder, "class 'c' has no usable image in train; add some, or leave it out with --drop-class 'c'", split=split
+    )
+    assert scanned(folder, split=split, drop_classes=("c",)).classes == ("a", "b")
 
 
 def test_shares_with_test_images_do_not_divide_train_beside_test_images(tmp_path):

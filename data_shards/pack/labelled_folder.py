@@ -125,7 +125,7 @@ def scan_labelled_folder(
 def _layout(tree: FileTree) -> Layout:
     """Return where the split folders are, if there are any: the tables may give the splits as well."""
     try:
-        layout = find_layout(tree, ())
+        layout = find_layout(tree, (), folders_are_labels=False)
     except SourceError:  # two folders look like the same split
         layout = Layout(root="", split_folders={})
     root = layout.root

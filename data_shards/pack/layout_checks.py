@@ -17,6 +17,7 @@ from data_shards.pack.names import (
     have_common_stem,
     is_container,
     is_mask_folder,
+    is_side,
     loose_name,
     normalized_name,
     split_of,
@@ -125,9 +126,10 @@ def _refuse_flat(
 
 
 def _if_classes(layout: Layout) -> str:
-    if not layout.passed_over:
+    passed_over = [folder for folder in layout.passed_over if folder.rpartition("/")[0] == layout.root]
+    if not layout.split_folders or not passed_over:
         return ""
-    beside = [folder.rpartition("/")[2] for folder in (*layout.split_folders.values(), *layout.passed_over)]
+    beside = [folder.rpartition("/")[2] for folder in (*layout.split_folders.values(), *passed_over)]
     return f", or take these folders as classes with --classes {','.join(map(normalized_name, beside))}"
 
 
@@ -153,17 +155,23 @@ def _refuse_odd_classes(names: Sequence[str], table: LabelTable | None) -> None:
 
 
 def _refuse_patients(tree: FileTree, layout: Layout, names: Sequence[str]) -> None:
-    """Refuse numbered folders that have the same folders, as `12/benign` and `13/benign` have."""
+    """Refuse numbered folders that have the same folders, as `12/benign` and `13/benign` have.
+
+    Single digits are rather grades, and what lies in classes too are splits, masks, `images/` and sides of the body.
+    """
     folders = [folder for _, _, folder in layout.class_folders(tree)]
     inner = Counter(normalized_name(name) for folder in folders for name in tree.subfolders[folder])
-    if not are_numbers(names) or any(tree.images[folder] for folder in folders):
+    if not are_numbers(names) or max(map(len, names), default=1) == 1 or any(tree.images[folder] for folder in folders):
+        return
+    if any(split_of(name) or is_mask_folder(name) or is_container(name) or is_side(name) for name in inner):
         return
     if len(names) > len(inner) > 1 and all(2 * count > len(folders) for count in inner.values()):
-        same = " and ".join(sorted(inner)[:SHOWN])
+        same, more = " and ".join(sorted(inner)[:SHOWN]), ", ..." if len(names) > SHOWN else ""
         raise SourceError(
-            f"the folders {', '.join(names[:SHOWN])}, ... have the folders {same} in common, which look like the "
-            "classes of numbered patients; move the images to CLASS/NUMBER/image, and add --group-by "
-            "'^[^/]+/([^/]+)/', or take the numbers as classes with --classes"
+            f"the folders {', '.join(names[:SHOWN])}{more} are numbers, and most of them have the folders {same}, "
+            "which look like the classes of patients; move the images to CLASS/NUMBER/image, and add --group-by "
+            f"'^[^/]+/([^/]+)/', or take the numbers as classes with --classes {','.join(names[:SHOWN])}"
+            f"{more.replace(' ', '')}"
         )
 
 

@@ -20,6 +20,7 @@ SPLIT_WORDS = {
 SPLIT = re.compile(rf"(?:seg[ _-])?({'|'.join(SPLIT_WORDS)})(?:[ _-]?(?:images?|imgs?|set|data|dir|folder|split))?")
 
 SPLIT_WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(SPLIT_WORDS)})(?![a-z])")
+SIDES = frozenset({"left", "right", "l", "r", "od", "os"})  # of the body
 CONTAINERS = frozenset({"image", "images", "img", "imgs", "jpegimages", "photos", "pictures", "label", "labels"})
 
 PART = re.compile(r"(.*?)[ _-]*([0-9]+)")  # a name that ends in a number, as the parts of a download do
@@ -62,6 +63,11 @@ def differ_in_splits_alone(names: Sequence[str]) -> bool:
 def is_container(folder: str) -> bool:
     """Whether a folder's name says no more than that it holds images."""
     return folder.strip().lower() in CONTAINERS
+
+
+def is_side(folder: str) -> bool:
+    """Whether a folder's name is a side of the body."""
+    return folder.strip().lower() in SIDES
 
 
 def is_mask_folder(folder: str) -> bool:
