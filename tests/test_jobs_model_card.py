@@ -12,8 +12,10 @@ from cluster.run_paths import RunPaths
 from data_shards.about import About
 from data_shards.columns import KeptColumn
 from data_shards.index import Shard, ShardIndex, write_index
+from tests.audited import CHECK
 from tests.compared import OF_A, A, change, predictions_of, succeed
 from tests.trained import lease_in
+from trainer.audit.saved import save_audit
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.predictions import read_about
 from trainer.evaluation.subgroups import DecidedImages, subgroup_rows
@@ -21,7 +23,7 @@ from trainer.model.head import HeadConfig
 from trainer.report import checklists
 from trainer.report.checklists import ITEMS, filled_items
 from trainer.report.environment import number_text
-from trainer.report.model_card import CardFigures, figure_text
+from trainer.report.model_card import CardFigures, metric_in_unit
 
 TEMPLATE = Path(checklists.__file__).with_name("model_card.html.j2")
 WEIGHTS, SITE = "0" * 64, KeptColumn(name="site")
@@ -138,9 +140,30 @@ def test_a_card_says_what_is_undefined_and_what_calibration_is_about():
 
 
 def test_a_card_gives_the_calibration_error_in_the_unit_of_the_report():
-    text = figure_text(0.0312, "ece")
+    text = metric_in_unit(0.0312, "ece")
 
     assert text == number_text(0.0312) == "0.0312"
+
+
+def test_a_card_shows_the_auroc_of_the_audit_as_the_audit_does(there, settings, data):
+    check = {**CHECK, "auroc": 0.93, "low": 0.8812, "high": 0.99998}
+    audit = {"images": 72, "total": 72, "checks": [check], "sentence": "The rim alone reaches 0.930."}
+    save_audit(settings.storage, read_json(data / "index.json")["digest"], audit)
+
+    page = page_of(there, settings)
+
+    assert '<td class="n">0.930<br><small>0.881 to &gt;0.999</small></td>' in page
+
+
+def test_a_card_has_a_dash_for_what_a_file_of_a_threshold_does_not_say(there, settings):
+    file = RunPaths.of(settings.storage, A).best / "thresholds" / "careful.json"
+    file.parent.mkdir()
+    write_json(file, {"model": WEIGHTS, "name": "careful", "classes": {"covid": {"threshold": 0.25}}})
+
+    page = page_of(there, settings)
+
+    row = '<tr><th scope="row">careful</th><td>covid</td><td class="n">0.25</td>' + 3 * '<td class="n">–</td>' + "</tr>"
+    assert row in page
 
 
 def test_a_model_that_was_cross_validated_on_train_alone_has_its_figures(there, settings):

@@ -59,8 +59,13 @@ def choice_of(metrics: Mapping[str, Any], positive: str) -> Mapping[str, Any]:
     return next((choice for choice in choices if choice["positive"] == positive), {})
 
 
-def supported_text(bound: float) -> str:
-    """Return the sensitivity that positives support, rounded down: rounding up would promise more."""
+def supported_text(bound: float | None) -> str:
+    """Return the sensitivity that positives support, a dash if it is not known.
+
+    It is rounded down: rounding up would promise more.
+    """
+    if bound is None:
+        return "–"
     return f"{math.floor(1000 * bound) / 1000:.3f}"
 
 

@@ -50,7 +50,7 @@ def comparison_body(page: ComparisonPage) -> Markup:
 
 def _rendered(template: str, page: ComparisonPage) -> str:
     environment = page_environment(
-        filters={"number": number_text, "figure": _figure, "signed": _signed, "p": _p, "metric_title": metric_title}
+        filters={"number": number_text, "shown": _shown, "signed": _signed, "p": _p, "metric_title": metric_title}
     )
     reach = _reach(page.comparison)
     return environment.get_template(template).render(
@@ -94,7 +94,7 @@ def _ends(figure: PairedFigure) -> tuple[float, ...]:
     return figure.interval or (0.0 if figure.difference is None else figure.difference,)
 
 
-def _figure(value: float | None) -> str:
+def _shown(value: float | None) -> str:
     return "–" if value is None else figure_text(value)  # as many places as its difference has
 
 

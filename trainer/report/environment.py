@@ -8,6 +8,8 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from trainer.evaluation.metric_text import figure_text
 
+FILTERS: Mapping[str, Callable[..., Any]] = {"figure": figure_text}  # of all pages
+
 
 def page_environment(*packages: str, filters: Mapping[str, Callable[..., Any]]) -> Environment:
     """Return an environment that escapes HTML and refuses undefined names.
@@ -17,7 +19,12 @@ def page_environment(*packages: str, filters: Mapping[str, Callable[..., Any]]) 
     Args:
         packages: Packages whose folders hold templates, besides `trainer.report`; they come first.
         filters: The page's own filters by name: functions of a module, which live as long as it.
+
+    Raises:
+        ValueError: One has the name of a filter of all pages, which shared templates use.
     """
+    if taken := FILTERS.keys() & filters.keys():
+        raise ValueError(f"all pages have a filter {', '.join(sorted(taken))}; give the page's own another name")
     return _environment(packages, tuple(filters.items()))
 
 
@@ -30,7 +37,7 @@ def _environment(packages: tuple[str, ...], filters: tuple[tuple[str, Callable[.
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure": figure_text, **dict(filters)}
+    environment.filters |= {**FILTERS, **dict(filters)}
     return environment
 
 

@@ -113,7 +113,7 @@ class CardFigures:
         """
         for row in self.rows:
             for value in (row.value, *(row.interval or ())):
-                figure_text(value, row.key)
+                metric_in_unit(value, row.key)
         counts = [count for row in self.metrics.get("confusion_matrix") or () for count in row]
         for group in (group for table in self.subgroups for group in table.rows):
             counts += [group.images, group.groups, *([] if group.positives is None else [group.positives])]
@@ -202,8 +202,7 @@ def render_card(card: ModelCard) -> str:
         "flat_options": flat_options,
         "option_text": option_text,
         "number": number_text,
-        "figure": figure_text,
-        "shown": figure_text,
+        "shown": metric_in_unit,
         "quoted": quoted,
         "thousands": thousands,
         "percent": percent_text,
@@ -218,7 +217,7 @@ def render_card(card: ModelCard) -> str:
     )
 
 
-def figure_text(value: float | None, key: str) -> str:
+def metric_in_unit(value: float | None, key: str) -> str:
     """Return a value in the unit of its metric."""
     if value is None:
         return "undefined"
