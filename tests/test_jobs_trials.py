@@ -49,6 +49,12 @@ def test_the_reason_why_a_trial_finished_is_said_in_words(why: str | None, words
     assert cell({"why": why, "error": None}, "why") == words
 
 
+def test_a_cell_shows_only_one_itself_as_one() -> None:
+    row = {"auroc": 0.99998, "spread": 1.0, "loss": 0.99998}
+
+    assert [cell(row, key) for key in row] == [">0.9999", "1", "1"]
+
+
 def test_a_search_without_trials_is_a_sentence(say: Say, search: RunPaths) -> None:
     assert say("trials", search.run_id) == (
         0, "", f"no trial has begun; `nightshift logs -f {search.run_id}` follows the search\n"

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from trainer.evaluation.metric_text import figure_text, headline_metrics, label_headline, prevalence_lines
+from trainer.evaluation.metric_text import (
+    digits_text,
+    figure_text,
+    headline_metrics,
+    interval_text,
+    label_headline,
+    prevalence_lines,
+    share_text,
+)
 from trainer.evaluation.metrics import classification_metrics
 from trainer.evaluation.training_text import training_lines
 
@@ -31,13 +39,43 @@ def test_without_a_positive_class_the_recall_of_both_classes_comes_first():
         (0.9996, 3, ">0.999"),
         (0.00002, 4, "<0.0001"),
         (0.0, 4, "0.0000"),
+        (0, 4, "0.0000"),
+        (1, 4, "1.0000"),
         (-0.1, 4, "-0.1000"),
+        (-0.00001, 4, "0.0000"),
     ],
 )
 def test_only_zero_and_one_are_shown_as_such(value, places, text):
     found = figure_text(value, places)
 
     assert found == text
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "share"),
+    [
+        (0.99994, "0.9999", ">99.9"),
+        (0.99998, ">0.9999", ">99.9"),
+        (1.0, "1", "100.0"),
+        (1 - 2**-53, "1", "100.0"),  # rounding of sums
+        (0.00002, "2e-05", "<0.1"),
+        (0.0, "0", "0.0"),
+        (2**-53, "1.11e-16", "0.0"),
+        (0.1234567, "0.1235", "12.3"),
+    ],
+)
+def test_significant_digits_and_percentages_follow_the_same_rule(value, digits, share):
+    found = digits_text(value), share_text(value)
+
+    assert found == (digits, share)
+
+
+@pytest.mark.parametrize("of", ["loss", "valid_loss", "validation loss", "calibration_slope", "temperature"])
+def test_one_is_no_limit_of_a_loss_and_zero_is(of):
+    found = [figure_text(0.99998, of=of), digits_text(0.99998, of=of), figure_text(0.00001, of=of)]
+
+    assert found == ["1.0000", "1", "<0.0001"]
+    assert interval_text((0.00001, 0.99998), of=of) == " (<0.0001 to 1.0000)"
 
 
 def test_a_stated_positive_class_has_a_sensitivity():

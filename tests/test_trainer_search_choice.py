@@ -30,7 +30,7 @@ from trainer.evaluation.trial_outputs import (
 from trainer.evaluation.weighted_ranking import weighted_values
 from trainer.search import choice, publisher, run
 from trainer.search.choice import choose, few_images
-from trainer.search.choice_text import choice_lines
+from trainer.search.choice_text import choice_lines, correction_sentence
 from trainer.search.journal import TrialJournal, copy_trials
 from trainer.search.leaderboard import leaderboard
 from trainer.search.publisher import BestModelPublisher
@@ -141,6 +141,18 @@ def test_the_value_of_the_best_of_many_equal_trials_is_corrected_to_that_of_all(
     assert np.mean([one.value for one in corrections]) == pytest.approx(0.8, abs=0.01)
     assert all(one.low < 0.8 < one.high for one in corrections)
     assert {(one.trials, one.resamples) for one in corrections} == {(20, 1000)}
+
+
+def test_the_sentence_about_the_corrected_value_shows_only_one_itself_as_one():
+    corrected = {"trials": 12, "value": 0.9876, "low": 0.9712, "high": 0.99998}
+    choice = {"trials": 12, "best_trial": 4, "best_value": 0.99998, "corrected": corrected}
+
+    sentence = correction_sentence(choice, "validation auroc")
+
+    assert sentence == (
+        "validation auroc >0.9999 of trial 4, the best of 12 trials; corrected for choosing among 12 trials 0.9876 "
+        "(95 % interval 0.9712 to >0.9999)"
+    )
 
 
 def test_the_corrected_value_of_a_trial_that_is_right_on_all_images_has_the_interval_of_their_number():

@@ -31,3 +31,12 @@ def test_a_single_value_between_gaps_is_a_dot():
     drawn = chart([Line(name="one", xs=(0.2, 0.5, 0.8), ys=(math.nan, 0.5, math.nan))], x=UNIT, y=UNIT, description="")
 
     assert re.search(r' d="M[0-9.]+ [0-9.]+h0"', str(drawn.svg))
+
+
+@pytest.mark.parametrize(("name", "text"), [("auroc", ">0.9999"), ("loss", "1")])
+def test_a_point_whose_value_is_almost_one_says_so_unless_it_is_a_loss(name, text):
+    axis = Axis(name=name, low=0, high=1)
+
+    drawn = chart([Line(name="one", xs=(0.5,), ys=(0.99998,), dots=True)], x=UNIT, y=axis, description="")
+
+    assert f"<title>one: {text.replace('>', '&gt;')} at x 0.5</title>" in str(drawn.svg)

@@ -20,6 +20,7 @@ from trainer.distributed.worker import WorkerTask
 from trainer.errors import SpecError, Stopped, StorageFull, TrainingDiverged
 from trainer.model.bundle import read_model
 from trainer.model.folded_backbone import FoldedBackbone
+from trainer.training.loop import EpochMetrics
 from trainer.training.worker import train_on_worker
 
 pytestmark = pytest.mark.usefixtures("without_reports")
@@ -70,6 +71,24 @@ def test_the_log_has_a_line_an_epoch(storage, digits_shards, caplog):
         f"balanced_accuracy {first['valid_balanced_accuracy']:.4f}; the best so far"
     )
     assert "Running in local mode" not in caplog.text
+
+
+def test_the_line_of_an_epoch_shows_a_loss_of_almost_one_as_one_and_only_zero_as_zero():
+    valid = {"loss": 0.00001, "accuracy": 0.99998}
+
+    found = EpochMetrics(
+        epoch=1,
+        epochs=2,
+        train_loss=0.99998,
+        valid=valid,
+        lr=0.1,
+        micro_batches=1,
+        best=False,
+        seconds=1.0,
+        images_per_second=1.0,
+    )
+
+    assert str(found) == "epoch 1 of 2: training loss 1.0000; valid loss <0.0001, accuracy >0.9999"
 
 
 def test_a_training_on_features_shows_what_linear_heads_reach_on_the_same_images(trained, digits_shards):

@@ -23,6 +23,7 @@ from jobs.runs import state as run_state
 from jobs.runs.damage import refused_if_damaged
 from jobs.runs.record import model_mismatch
 from jobs.runs.trial_rows import cell, columns_of, ranking_metric, rows_of
+from trainer.evaluation.metric_text import digits_text
 from trainer.evaluation.training_text import judged_on
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.choice_text import choice_lines
@@ -178,9 +179,10 @@ def leaderboard_text(rows: list[dict[str, Any]], metric: str, width: int | None)
 
 def _best_as_text(found: dict[str, Any]) -> str:
     metric = found["metric"]
+    value = digits_text(metric["value"], 5, of=metric["name"])
     lines = [
-        f"trial {found['trial']}, epoch {found['epoch']}: {metric['name']} {metric['value']:.5g} {_ranked_on(found)}",
-        "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        f"trial {found['trial']}, epoch {found['epoch']}: {metric['name']} {value} {_ranked_on(found)}",
+        "  ".join(f"{name} {digits_text(value)}" if isinstance(value, float) else f"{name} {value}"
                   for name, value in found["config"].items()),
         f"model {found['checkpoint']}",
     ]  # fmt: skip

@@ -21,7 +21,7 @@ def epoch_rows(record: JobRecord) -> list[tuple[str, str]]:
     if best:
         value = _number(best[-1], f"valid_{by}")
         scaling = ", before temperature scaling" if by == "loss" and _is_scaled(record) else ""
-        figure = "" if value is None else f" ({figure_text(value)}{scaling})"
+        figure = "" if value is None else f" ({figure_text(value, of=by)}{scaling})"
         parts.append(f"the best by valid {metric_name(by)} is epoch {best[-1]['epoch']}{figure}")
     if record.result is not None and _stopped_early(record.spec, last, best):
         waited = counted(record.spec["patience"], "epoch")
@@ -46,10 +46,10 @@ def _stopped_early(spec: Mapping[str, Any], last: Mapping[str, Any], best: Seque
 def _sentence(line: Mapping[str, Any]) -> str:
     """Return an epoch like its line in the log, with its speed."""
     known = {name: _number(line, f"valid_{name}") for name in VALID}
-    valid = [f"{metric_name(name)} {figure_text(value)}" for name, value in known.items() if value is not None]
+    valid = [f"{metric_name(name)} {figure_text(value, of=name)}" for name, value in known.items() if value is not None]
     parts = [f"epoch {line['epoch']}"]
     if (loss := _number(line, "train_loss")) is not None:
-        parts[0] += f": training loss {figure_text(loss)}"
+        parts[0] += f": training loss {figure_text(loss, of='loss')}"
     parts += [f"valid {', '.join(valid)}"] if valid else []
     if (speed := _number(line, "images_per_second")) is not None:
         parts.append(f"{speed:.0f} images/s")

@@ -84,4 +84,4 @@ def with_interval(name: str, value: float | None, low_high: Sequence[float] | No
     """Return a value with its 95 % interval, if it has one; "undefined" where there is no value."""
     if value is None:
         return f"{name} undefined"
-    return f"{name} {figure_text(value)}{interval_text(low_high)}"
+    return f"{name} {figure_text(value, of=name)}{interval_text(low_high, of=name)}"

@@ -114,7 +114,7 @@ class RunState:
         if self.metric is None:
             return ""
         split = f"{self.metric_split} " if self.metric_split else ""
-        return f"{split}{self.metric[0]} {figure_text(self.metric[1])}"
+        return f"{split}{self.metric[0]} {figure_text(self.metric[1], of=self.metric[0])}"
 
     @property
     def has_ended(self) -> bool:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from cluster.errors import NewerVersion, StorageError
 from cluster.files import read_json_object
 from cluster.run_paths import RunPaths
+from trainer.evaluation.metric_text import digits_text
 from trainer.model.names import MANIFEST_FILE
 from trainer.search.leaderboard import leaderboard
 from trainer.search.trials import TrialTable
@@ -97,4 +98,4 @@ def cell(row: Mapping[str, Any], key: str) -> str:
         return "-"
     if key == "seconds":
         return f"{value:.1f}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return digits_text(value, of=key) if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainer.evaluation.metric_text import digits_text
 from trainer.report.charts import ReportChart, best_epoch, loss_curves, validation_curves
 from trainer.report.svg_chart import COLOURS, Axis, Line, Mark, chart, padded_range
 from trainer.search.trials import TrialTable
@@ -43,7 +44,7 @@ def search_charts(table: TrialTable, *, folds: int | None = None) -> tuple[Repor
         x=Axis(name="epochs of all trials" if folds is None else "trials", low=0, high=max(2, len(bests)), whole=True),
         y=_axis(table.metric, bests),
         description=f"best {table.metric} so far, by {'epochs of all trials' if folds is None else 'trials'}",
-        marks=[Mark(name=f"{bests[-1]:.4g}", x=counts[-1], y=bests[-1])],
+        marks=[Mark(name=digits_text(bests[-1], of=table.metric), x=counts[-1], y=bests[-1])],
     )
     where = "on the valid split" if folds is None else f"out of fold, {folds} folds"
     best = ReportChart(chart=so_far, title="Best so far", caption=f"{table.metric} {where}")

@@ -21,6 +21,7 @@ NEEDED = ("accuracy", "balanced_accuracy", "auroc", "positive", "sensitivity", "
 RATES = ("sensitivity", "specificity")
 NO_IMAGES = "this split has no such images"
 ROUNDING = 1e-12  # what the sums of an exact 0 or 1 may differ from it
+UNBOUNDED = ("loss", "slope", "intercept", "temperature")  # ends of the names of metrics for which 1 is no limit
 MEANS = "macro: mean of the labels, micro: all known targets"
 
 
@@ -45,17 +46,38 @@ class HeadlineMetric:
     note: str = ""
 
 
-def figure_text(value: float, places: int = 4) -> str:
-    """Return a figure with that many decimal places; only 0 and 1 are shown as such, and 0.99998 as `>0.9999`."""
-    text, least = f"{value:.{places}f}", 10.0**-places
-    if text == f"{1:.{places}f}" and value < 1 - ROUNDING:
-        return f">{1 - least:.{places}f}"
-    return f"<{least:.{places}f}" if float(text) == 0 and value > ROUNDING else text
+def figure_text(value: float, places: int = 4, *, of: str = "") -> str:
+    """Return a figure with that many decimal places; only 0 and 1 are shown as such, and 0.99998 as `>0.9999`.
+
+    Args:
+        value: The figure.
+        places: Number of decimal places.
+        of: Name or key of the metric: for a loss and others of `UNBOUNDED`, 1 is a number like any other.
+    """
+    return _rounded(value, f"z.{places}f", 10.0**-places, of=of)
 
 
-def interval_text(low_high: Sequence[float] | None, places: int = 4) -> str:
+def digits_text(value: float, digits: int = 4, *, of: str = "") -> str:
+    """Return a figure with that many significant digits, by the rule of `figure_text`."""
+    return _rounded(value, f".{digits}g", 10.0**-digits, of=of)
+
+
+def share_text(value: float) -> str:
+    """Return a share in percent with one decimal place, without the unit, by the rule of `figure_text`."""
+    return _rounded(value, "z.1f", 0.1, one=100)
+
+
+def _rounded(value: float, form: str, least: float, *, one: int = 1, of: str = "") -> str:
+    """Return a value in units of 1 / `one`; one that only rounding makes 0 or 1 is more or less than it by `least`."""
+    text = format(one * value, form)
+    if float(text) == one and value < 1 - ROUNDING and not of.endswith(UNBOUNDED):
+        return f">{format(one - least, form)}"
+    return f"<{format(least, form)}" if float(text) == 0 and value > ROUNDING else text
+
+
+def interval_text(low_high: Sequence[float] | None, places: int = 4, *, of: str = "") -> str:
     """Return an interval in brackets, behind a space; "" for none."""
-    return f" ({figure_text(low_high[0], places)} to {figure_text(low_high[1], places)})" if low_high else ""
+    return " ({} to {})".format(*(figure_text(end, places, of=of) for end in low_high)) if low_high else ""
 
 
 def metric_name(key: str) -> str:

@@ -52,7 +52,9 @@ def _range_over_repeats(result: Mapping[str, Any], names: Mapping[str, str]) -> 
     ranges = []
     for name in SHOWN:
         values = [row[name] for row in rows if row.get(name) is not None]
-        ranges += [f"{names[name]} {figure_text(min(values))} to {figure_text(max(values))}"] if values else []
+        if values:
+            low, high = (figure_text(end, of=name) for end in (min(values), max(values)))
+            ranges.append(f"{names[name]} {low} to {high}")
     return [f"{', '.join(ranges)} over {len(rows)} repeats"]
 
 
@@ -74,7 +76,7 @@ def _figures(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def _is_same(row: Mapping[str, Any], metrics: Mapping[str, Any], name: str) -> bool:
     """Whether both have a figure of the same four decimal places, or neither has it."""
-    texts = [None if one.get(name) is None else figure_text(one[name]) for one in (row, metrics)]
+    texts = [None if one.get(name) is None else figure_text(one[name], of=name) for one in (row, metrics)]
     return texts[0] == texts[1]
 
 
@@ -82,4 +84,4 @@ def _with_interval(row: Mapping[str, Any], name: str, title: str) -> str:
     if row[name] is None:
         return f"{title} undefined"
     low_high = (row.get("intervals") or {}).get(name)
-    return f"{title} {figure_text(row[name])}{interval_text(low_high)}"
+    return f"{title} {figure_text(row[name], of=name)}{interval_text(low_high, of=name)}"

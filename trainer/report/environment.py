@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from trainer.evaluation.metric_text import figure_text
+from trainer.evaluation.metric_text import digits_text, figure_text, share_text
 
 FILTERS: Mapping[str, Callable[..., Any]] = {"figure": figure_text}  # of all pages
 
@@ -41,24 +41,21 @@ def _environment(packages: tuple[str, ...], filters: tuple[tuple[str, Callable[.
     return environment
 
 
-def number_text(value: Any) -> str:
-    """Return a value with four digits if it is a float, a dash if there is none. Only 1 itself is shown as 1."""
+def number_text(value: Any, of: str = "") -> str:
+    """Return a value with four digits if it is a float, a dash if there is none. Only 1 itself is shown as 1.
+
+    Args:
+        value: Any value.
+        of: What it is the value of: for a loss, 1 is a number like any other.
+    """
     if isinstance(value, float):
-        text = f"{value:.4g}"
-        return ">0.9999" if text == "1" and value < 1 else text
+        return digits_text(value, of=of)
     return "–" if value is None else str(value)
 
 
 def percent_text(value: float | None) -> str:
     """Return a share in percent, a dash if there is none. Only 0 and 1 are shown as 0.0 % and 100.0 %."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:.1f}"
-    if text == "100.0" and value < 1:
-        text = ">99.9"
-    elif text == "0.0" and value > 0:
-        text = "<0.1"
-    return f"{text}\u202f%"
+    return "–" if value is None else f"{share_text(value)}\u202f%"
 
 
 def area_percent(area: float) -> float:

@@ -20,7 +20,7 @@ from trainer.attempt import Attempt
 from trainer.audit.saved import has_outdated_audit, read_audit
 from trainer.data.run_data import run_index
 from trainer.evaluation.calibration import predicted_classes
-from trainer.evaluation.metric_text import is_binary, is_positive_stated
+from trainer.evaluation.metric_text import digits_text, is_binary, is_positive_stated
 from trainer.evaluation.predictions import Predictions
 from trainer.evaluation.seen_images import seen_line
 from trainer.evaluation.temperature import apply_temperature
@@ -124,8 +124,8 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
     shown = {name: value for name, value in result.details.items() if value is not None and name not in OWN_SECTIONS}
     cost = result.details.get("cost", {})
     return {
-        "Cost of the search": {name.replace("_", " "): _text(value) for name, value in cost.items()},
-        "Result details": {name.replace("_", " "): _text(value) for name, value in shown.items()},
+        "Cost of the search": {name.replace("_", " "): _text(value, name) for name, value in cost.items()},
+        "Result details": {name.replace("_", " "): _text(value, name) for name, value in shown.items()},
         "Timing": timing,
         "Hardware": {"devices": devices, "system": f"{platform.system()} {platform.machine()}"},
         "Software": {
@@ -137,9 +137,11 @@ def _facts(attempt: Attempt, result: RunResult) -> dict[str, dict[str, str]]:
     }
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, name: str) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {_text(part)}" for name, part in value.items() if part is not None)
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_text(part, name)}" for name, part in value.items() if part is not None
+        )
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return digits_text(value, of=name)
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

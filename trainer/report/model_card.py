@@ -221,7 +221,7 @@ def metric_in_unit(value: float | None, key: str) -> str:
     """Return a value in the unit of its metric."""
     if value is None:
         return "undefined"
-    return number_text(float(value)) if key in NO_PERCENTAGES else percent_text(value)
+    return number_text(float(value), key) if key in NO_PERCENTAGES else percent_text(value)
 
 
 def _note(metrics: Mapping[str, Any], key: str) -> str:

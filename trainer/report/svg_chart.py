@@ -9,6 +9,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from trainer.evaluation.metric_text import digits_text
+
 Floats = NDArray[np.float64]
 
 WIDTH, HEIGHT = 520.0, 340.0
@@ -230,7 +232,7 @@ class _Frame:
         )
 
     def _dot(self, line: Line, x: float, y: float) -> Markup:
-        tip = f"{line.name}: {y:.4g} at {self.x_axis.name} {x:.4g}"
+        tip = f"{line.name}: {digits_text(y, of=self.y_axis.name)} at {self.x_axis.name} {digits_text(x)}"
         return Markup(
             '<circle class="dot" style="--c:var(--c{})" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>'
         ).format(line.colour % COLOURS, coordinate(self.x(x)), coordinate(self.y(y)), escape(tip))

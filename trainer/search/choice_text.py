@@ -1,9 +1,10 @@
 """The sentences that say which trial a search published, why, and what its value is worth. Pure text."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from trainer.evaluation.metric_text import quoted
+from trainer.evaluation.metric_text import digits_text, quoted
 
 
 def choice_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
@@ -47,12 +48,15 @@ def correction_sentence(choice: Mapping[str, Any], ranked_by: str) -> str:
     trials, corrected = choice["trials"], choice["corrected"]
     if trials < 2:  # noqa: PLR2004
         return ""
-    claim = f"{ranked_by} {choice['best_value']:.4g} of trial {choice['best_trial']}, the best of {trials} trials"
+    shown = partial(digits_text, of=ranked_by)
+    claim = f"{ranked_by} {shown(choice['best_value'])} of trial {choice['best_trial']}, the best of {trials} trials"
     if corrected is None:
         return f"{claim}; not corrected for the choice: {choice['uncorrected']}"
     low, high = corrected["low"], corrected["high"]
-    interval = "too few images for an interval" if low is None else f"95 % interval {low:.4g} to {high:.4g}"
-    return f"{claim}; corrected for choosing among {corrected['trials']} trials {corrected['value']:.4g} ({interval})"
+    interval = "too few images for an interval" if low is None else f"95 % interval {shown(low)} to {shown(high)}"
+    return (
+        f"{claim}; corrected for choosing among {corrected['trials']} trials {shown(corrected['value'])} ({interval})"
+    )
 
 
 def few_images_sentence(name: str, count: int, split: str, enough: int, *, groups: int | None = None) -> str:

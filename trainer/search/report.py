@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.evaluation.metric_text import digits_text
 from trainer.report.charts import ReportChart
 from trainer.report.page import SearchSection
 from trainer.report.svg_chart import Axis, Chart, Line, Mark, chart, padded_range
@@ -132,7 +133,7 @@ def _optimization_history(table: TrialTable, ranked_by: str) -> Chart:
         [Line(name="best so far", xs=xs, ys=ys)],
         x=_axis("minutes", xs, least=0.0),
         y=_axis(ranked_by, ys),
-        description=f"best {table.metric} so far over time, final value {best.value:.4g}",
+        description=f"best {table.metric} so far over time, final value {digits_text(best.value, of=table.metric)}",
         marks=[mark],
     )
 

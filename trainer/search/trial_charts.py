@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from trainer.evaluation.metric_text import digits_text
 from trainer.report.svg_chart import Chart, coordinate
 from trainer.search.trials import Trial, TrialTable
 from trainer.specs import SearchSpec
@@ -112,7 +113,7 @@ def _line(trial: Trial, axes: list[_Axis], values: list[Any], rank: float) -> Ma
               for at, (axis, value) in enumerate(zip(axes, values, strict=True))]  # fmt: skip
     pairs = zip(axes, values, strict=True)
     tip = ", ".join(
-        f"{_named(axis.name)} {v:.4g}" if isinstance(v, float) else f"{_named(axis.name)} {v}" for axis, v in pairs
+        f"{_named(axis.name)} {digits_text(v, of=axis.name) if isinstance(v, float) else v}" for axis, v in pairs
     )
     return Markup(
         '<path class="line" style="--c:color-mix(in srgb, var(--c0) {}%, var(--track));stroke-width:{}" d="M{}">'

@@ -77,9 +77,9 @@ class EpochMetrics:
     def __str__(self) -> str:
         """Return the epoch's line of the log."""
         found = {name: self.valid.get(name) for name in LOGGED}
-        valid = "".join(f", {name} {figure_text(value)}" for name, value in found.items() if value is not None)
+        valid = "".join(f", {name} {figure_text(value, of=name)}" for name, value in found.items() if value is not None)
         return (
-            f"epoch {self.epoch} of {self.epochs}: training loss {figure_text(self.train_loss)}"
+            f"epoch {self.epoch} of {self.epochs}: training loss {figure_text(self.train_loss, of='loss')}"
             f"{f'; valid{valid[1:]}' if valid else ''}{'; the best so far' if self.best else ''}"
         )
 
