@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_shards.counted import counted
+from data_shards.counted import counted, counted_by
 
 
 @pytest.mark.parametrize(
@@ -10,3 +10,14 @@ from data_shards.counted import counted
 )
 def test_only_one_is_singular(count: int, text: str) -> None:
     assert counted(count, "image") == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ({"test": 1}, "1 test image"),
+        ({"train": 1_200, "test": 1}, "1,200 train, 1 test images"),
+    ],
+)
+def test_counts_by_kind_have_one_noun(counts: dict[str, int], text: str) -> None:
+    assert counted_by(counts, "image") == text

@@ -128,6 +128,12 @@ def test_a_card_gives_the_number_of_images_that_a_metric_of_a_label_is_about():
     ]
 
 
+def test_a_card_says_one_image_of_one_image():
+    figures = CardFigures(run="r", ended="", shards="s", metrics={"split": "test", "n": 1}, limits=())
+
+    assert figures.title == "test split, 1 image"
+
+
 def test_a_card_says_what_is_undefined_and_what_calibration_is_about():
     probabilities, labels = np.eye(3)[[0, 0, 1, 1]] * 0.7 + 0.1, np.array([0, 0, 0, 1])
     metrics = classification_metrics(probabilities, labels, classes=("a", "b", "c"), positive=None)

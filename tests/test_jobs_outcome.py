@@ -61,6 +61,14 @@ def test_a_good_run_ends_in_four_lines(say: Say, run: RunPaths, shards: str) -> 
     ]
 
 
+def test_a_result_of_one_image_says_one_image(say: Say, run: RunPaths) -> None:
+    succeed(run, metrics={"split": "test", "n": 1, "accuracy": 1.0})
+
+    err = say("wait", "first-night")[2]
+
+    assert "test     accuracy 1.0000 (1 image)\n" in err
+
+
 def test_what_is_undefined_is_said_with_the_reason(say: Say, run: RunPaths) -> None:
     recall = {"recall": None, "precision": None, "f1": None, "support": 0, "intervals": {}}
     succeed(

@@ -36,6 +36,12 @@ def test_add_prints_the_data_set_alone_on_stdout_and_what_it_did_on_stderr(tmp_p
     assert err.endswith(f"next: nightshift shards show {shards}\n")
 
 
+def test_add_says_one_image_of_one_image(tmp_path, run, shards):
+    _, _, err = run("add", shards, new_images(tmp_path / "new", ["test/a/1.png"]))
+
+    assert "added 1 test image in 1 shard\n" in err
+
+
 def test_add_lists_a_near_duplicate_with_another_label_apart_as_pack_does(tmp_path, run, source, shards):
     (tmp_path / "new/b").mkdir(parents=True)
     with Image.open(source / "a/image-003.png") as image:

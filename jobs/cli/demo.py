@@ -15,6 +15,7 @@ from cluster import logs
 from cluster.resources import this_machine
 from cluster.run_paths import RunPaths
 from cluster.settings import Settings
+from data_shards.counted import counted, counted_by
 from data_shards.pack.options import EncodeOptions, PackOptions
 from jobs.cli.command import command
 from jobs.cli.completion import complete_path
@@ -115,8 +116,9 @@ def _pack(settings: Settings, data: Path | None, split: str | None) -> Path:
     target = _free(settings.storage / "demo")
     with shown_progress("packing") as on_progress:
         index = pack(data, target, options, on_progress).index
-    counts = ", ".join(f"{index.samples_in(name)} {name}" for name in index.splits)
-    _print(f"Packed {counts} images of {len(index.classes)} classes into {len(index.shards)} shards: {target}")
+    images = counted_by({name: index.samples_in(name) for name in index.splits}, "image")
+    shards = counted(len(index.shards), "shard")
+    _print(f"Packed {images} of {len(index.classes)} classes into {shards}: {target}")
     return target
 
 
@@ -175,7 +177,7 @@ def _show(settings: Settings, trained: str, scored: str) -> None:
     metrics = result["metrics"]
     console = Console()
     console.print(_matrix(metrics["classes"], metrics["confusion_matrix"]))
-    click.echo(f"test accuracy: {figure_text(metrics['accuracy'])} on {metrics['n']} images")
+    click.echo(f"test accuracy: {figure_text(metrics['accuracy'])} on {counted(metrics['n'], 'image')}")
     click.echo(f"model:         {RunPaths.of(settings.storage, trained).best}")
     click.echo(f"training:      {RunPaths.of(settings.storage, trained).report}")
     click.echo(f"report:        {paths.report}")

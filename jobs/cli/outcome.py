@@ -11,6 +11,7 @@ import click
 
 from cluster.errors import StorageError, UnknownRun
 from cluster.run_paths import RUN_ID, RunPaths
+from data_shards.counted import counted
 from jobs.cli.command import INTERRUPTED
 from jobs.cli.terminal import terminal_text, waits_for_storage
 from jobs.cli.text_table import error_width, wrapped
@@ -133,9 +134,9 @@ def metrics_text(metrics: dict[str, Any]) -> str:
         values = [metric_with_interval(metrics, name) for name in names]
     if not values:
         return ""
-    about = [f"{metrics['n']} images"] if metrics.get("n") else []
+    about = [counted(metrics["n"], "image")] if metrics.get("n") else []
     if metrics.get("multi_label"):
-        about = [f"{metrics['n']} images, {metrics['known']} known targets", MEANS]
+        about = [f"{counted(metrics['n'], 'image')}, {counted(metrics['known'], 'known target')}", MEANS]
     about += ["95 % intervals in brackets"] if any((metrics.get("intervals") or {}).values()) else []
     return ", ".join(values) + (f" ({'; '.join(about)})" if about else "")
 

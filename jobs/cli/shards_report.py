@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from data_shards.counted import counted
+from data_shards.counted import counted, counted_by
 from data_shards.index import cure_without_valid
 from data_shards.pack.other_files import by_kind
 from jobs.cli.shards_groups import print_groups
@@ -26,9 +26,9 @@ SHOWN = 20  # lines of a list on the terminal; the pack report has all of them
 def print_report(report: "PackReport", shards: Path) -> None:
     """Print what `pack` did: counts, then lists of what was skipped, ignored or found."""
     index = report.index
-    counts = ", ".join(f"{index.samples_in(split)} {split}" for split in index.splits)
+    images = counted_by({split: index.samples_in(split) for split in index.splits}, "image")
     classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
-    click.echo(f"packed {counts} images of {classes} into {counted(len(index.shards), 'shard')}", err=True)
+    click.echo(f"packed {images} of {classes} into {counted(len(index.shards), 'shard')}", err=True)
     _print_lists(report)
     if "train" in index.splits and "valid" not in index.splits:
         echo(
@@ -42,9 +42,8 @@ def print_report(report: "PackReport", shards: Path) -> None:
 def print_added(report: "AddReport", shards: str) -> None:
     """Print what `add` did, as `print_report` does."""
     before, index, added = report.before, report.index, report.added
-    counts = ", ".join(f"{count} {split}" for split, count in added.items())
     shard_count = len(index.shards) - len(before.shards)
-    done = f"added {counts} images in {counted(shard_count, 'shard')}" if added else "no image was added"
+    done = f"added {counted_by(added, 'image')} in {counted(shard_count, 'shard')}" if added else "no image was added"
     click.echo(done, err=True)
     print_list("in the data set already", [str(image) for image in report.known])
     _print_lists(report)

@@ -5,6 +5,7 @@ from pathlib import Path
 from cluster.errors import StorageError
 from cluster.files import read_json_object
 from cluster.settings import Settings
+from data_shards.counted import counted
 from data_shards.index import SPLITS
 from jobs.errors import Refused
 from jobs.queue.checks import model_of
@@ -127,7 +128,7 @@ def _compared(
         )
         text = (
             f"{metric} {figure_text(figure.second)} instead of {figure_text(figure.first)} on "
-            f"{view.comparison.images} images of the {tried} split{worse_in}"
+            f"{counted(view.comparison.images, 'image')} of the {tried} split{worse_in}"
         )
         return text, not result.margin.passes
     found = _by_published_metrics(before, candidate, split=split, positive=positive, metric=metric, margin=margin)
@@ -150,7 +151,7 @@ def _by_published_metrics(
     """
     try:
         old, new = (read_json_object(Path(each.folder) / MANIFEST_FILE) for each in (before, candidate))
-        data, of_split, count = new["data"], new["metrics"]["split"], new["metrics"]["n"]
+        data, of_split, count = new["data"], new["metrics"]["split"], int(new["metrics"]["n"])
         is_same = old["data"] == data and old["metrics"]["split"] == of_split
         first, second = float(old["metrics"][metric]), float(new["metrics"][metric])
         of_positive = {each["metrics"].get("positive") for each in (old, new)}
@@ -167,7 +168,6 @@ def _by_published_metrics(
             return None
     elif positive is not None and is_multi_label:  # published is the mean of all labels
         return None
-    text = (
-        f"{metric} {figure_text(second)} instead of {figure_text(first)} on the {count} images of the {of_split} split"
-    )
+    images = counted(count, "image")
+    text = f"{metric} {figure_text(second)} instead of {figure_text(first)} on the {images} of the {of_split} split"
     return text, not second >= first - margin

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run_paths import RunPaths
+from data_shards.counted import counted
 from data_shards.index import BOTH
 from jobs.runs.evaluations import (
     EvaluatedModel,
@@ -97,8 +98,8 @@ class ComparisonView:
     def headline(self) -> str:
         """Return the split and the number of images."""
         comparison = self.comparison
-        groups = "" if comparison.groups is None else f" of {comparison.groups} groups"
-        return f"{self.evaluations[0].about.split} split: {comparison.images} images{groups}"
+        groups = "" if comparison.groups is None else f" of {counted(comparison.groups, 'group')}"
+        return f"{self.evaluations[0].about.split} split: {counted(comparison.images, 'image')}{groups}"
 
     def notes(self) -> list[str]:
         """Return what limits the figures, a line each."""
@@ -106,7 +107,7 @@ class ComparisonView:
         found = []
         if any(scored != comparison.images for scored in comparison.scored):
             counts = ", ".join(f"{letter} {n}" for letter, n in zip(self.letters, comparison.scored, strict=True))
-            found.append(f"note: the models share {comparison.images} images; each has scored: {counts}")
+            found.append(f"note: the models share {counted(comparison.images, 'image')}; each has scored: {counts}")
         if not comparison.positive_stated:
             found.append(
                 f"note: no positive class was stated: sensitivity and specificity are about "

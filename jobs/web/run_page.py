@@ -8,6 +8,7 @@ from typing import Any
 from cluster import logs
 from cluster.run_paths import RunPaths
 from cluster.stop_request import CANCEL, StopRequest
+from data_shards.counted import counted
 from jobs.runs.damage import shown_or
 from jobs.runs.given_options import GivenOptions
 from jobs.runs.record import JobRecord, model_mismatch, read_record, result_files
@@ -157,9 +158,9 @@ def _figures(record: JobRecord) -> Figures:
         return Figures()
     metrics = record.result["metrics"]
     found = _metrics(metrics)
-    judged = f"{judged_on(metrics)}, {metrics['n']} images" if metrics.get("n") else judged_on(metrics)
+    judged = f"{judged_on(metrics)}, {counted(metrics['n'], 'image')}" if metrics.get("n") else judged_on(metrics)
     if metrics.get("multi_label"):
-        judged += f", {metrics['known']} known targets; {MEANS}"
+        judged += f", {counted(metrics['known'], 'known target')}; {MEANS}"
     lines = [*choice_lines(record.result), *training_lines(record.result), *decision_rows(record)]
     labels = label_rows(metrics)
     return Figures(

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_shards.about import about_rows
 from data_shards.columns import NOT_STATED
+from data_shards.counted import counted
 from data_shards.index import ShardIndex
 from trainer.evaluation.decision_text import decision_line, supported_text, threshold_lines
 from trainer.evaluation.metric_text import (
@@ -58,7 +59,7 @@ class CardFigures:
     @property
     def title(self) -> str:
         """The images that were judged."""
-        return f"{judged_on(self.metrics)}, {self.metrics['n']:,} images" + (
+        return f"{judged_on(self.metrics)}, {counted(self.metrics['n'], 'image')}" + (
             " of another data set than the model's" if self.is_external else ""
         )
 
