@@ -22,6 +22,7 @@ from trainer.distributed.worker import WorkerContext, WorkerTask
 from trainer.errors import CheckpointError, Stopped
 from trainer.evaluation.bootstrap import Labels
 from trainer.evaluation.intervals import group_ids
+from trainer.evaluation.metric_text import figure_text
 from trainer.evaluation.trial_outputs import TrialOutputs, read_trial_outputs
 from trainer.model.checkpoint_folder import read_tensors, read_verified_manifest
 from trainer.model.efficientnet import Classifier
@@ -175,7 +176,8 @@ class BestModelPublisher:
             context = standalone_context(self.task, spec, torch.device("cpu"), writes_progress=writes_progress)
             publish_on_worker(context, file=file, origin=origin)
         ranked = f"{'valid' if spec.folds is None else 'out-of-fold'} {self.task.spec.best_by}"
-        logger.info("best so far: trial %d, epoch %d, %s %.5f", best.trial, best.epoch, ranked, best.value)
+        value = figure_text(best.value, 5, of=ranked)
+        logger.info("best so far: trial %d, epoch %d, %s %s", best.trial, best.epoch, ranked, value)
 
     def _weights(self, best: EpochRecord) -> Path:
         """Return the verified file of the weights of an epoch."""
