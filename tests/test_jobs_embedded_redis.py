@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -170,23 +170,108 @@ def test_a_lock_that_a_stopped_process_keeps_is_named_with_the_cure(
             embedded_redis.ensure_running(place)
 
 
-def test_a_server_whose_data_are_damaged_starts_without_them_and_keeps_them(
-    place: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
+def stopped_with_data(storage: Path) -> Path:
+    """Return the folder of the data of a server that has one key and was stopped."""
+    with Redis.from_url(embedded_redis.ensure_running(storage).url) as client:
         client.set("key", "value")
-    embedded_redis.stop(place)
-    file = next((place / "redis" / "appendonlydir").glob("*.incr.aof"))
-    damaged = b"\0" * 4096 + file.read_bytes()  # as after a loss of power
-    file.write_bytes(damaged)
+    embedded_redis.stop(storage)
+    return storage / "redis" / "appendonlydir"
+
+
+def zeros_first(file: Path) -> None:
+    file.write_bytes(b"\0" * 4096 + file.read_bytes())  # as after a loss of power
+
+
+def a_flipped_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # of the checksum
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        ("*.incr.aof", zeros_first),
+        ("*.incr.aof", Path.unlink),
+        ("*.base.rdb", a_flipped_bit),
+        ("*.manifest", zeros_first),
+        ("*.manifest", lambda file: file.write_bytes(b"")),
+        ("*.manifest", lambda file: file.write_bytes(b"x\n")),
+    ],
+    ids=["zeros", "deleted", "base with a wrong bit", "manifest of zeros", "empty manifest", "text"],
+)
+def test_a_server_whose_data_are_damaged_starts_without_them_and_keeps_them(
+    place: Path, caplog: pytest.LogCaptureFixture, pattern: str, damage: Callable[[Path], object]
+) -> None:
+    data = stopped_with_data(place)
+    damage(next(data.glob(pattern)))
+    damaged = {file.name: file.read_bytes() for file in data.iterdir()}
 
     with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
         kept = client.get("key")
 
-    aside = place / "redis" / "appendonlydir.unreadable"
+    (aside,) = (place / "redis").glob("appendonlydir.unreadable-*")
     assert kept is None
-    assert (aside / file.name).read_bytes() == damaged
-    assert f"the embedded Redis could not read its data, which are in {aside} now; the queues are" in caplog.text
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == damaged
+    assert f"the embedded Redis cannot read its data, which are moved to {aside}; the queues are" in caplog.text
+
+
+def test_data_that_are_damaged_again_leave_the_earlier_ones_where_they_are(place: Path) -> None:
+    for _ in range(2):
+        zeros_first(next(stopped_with_data(place).glob("*.incr.aof")))
+        embedded_redis.ensure_running(place)
+        embedded_redis.stop(place)
+
+    assert len(list((place / "redis").glob("appendonlydir.unreadable-*/*.incr.aof"))) == 2
+
+
+def unknown_version(data: Path) -> None:
+    file = next(data.glob("*.base.rdb"))
+    file.write_bytes(file.read_bytes().replace(file.read_bytes()[6:9], b"999", 1))
+
+
+def unknown_format(data: Path) -> None:
+    file = next(data.glob("*.base.rdb"))
+    file.write_bytes(b"SERVER" + file.read_bytes()[6:])  # as a newer server may begin it
+
+
+def unreadable_file(data: Path) -> None:
+    file = next(data.glob("*.incr.aof"))
+    file.unlink()
+    file.mkdir()  # reading it fails, as from a bad disk
+
+
+def cut_base(data: Path) -> None:
+    file = next(data.glob("*.base.rdb"))
+    file.write_bytes(file.read_bytes()[:-7])  # the server logs the same for a read that failed
+
+
+@pytest.mark.parametrize("fault", [unknown_version, unknown_format, unreadable_file, cut_base])
+def test_data_that_may_be_sound_stay_where_they_are_though_an_earlier_start_found_damage(
+    place: Path, fault: Callable[[Path], None]
+) -> None:
+    fault(stopped_with_data(place))
+    with (place / "redis" / "redis.log").open("a") as earlier:
+        earlier.write("1:M # Bad file format reading the append only file appendonly.aof.1.incr.aof\n")
+
+    with pytest.raises(QueueUnreachable, match=r"did not start; .*redis\.log says why"):
+        embedded_redis.ensure_running(place)
+
+    assert [folder.name for folder in (place / "redis").glob("appendonly*")] == ["appendonlydir"]
+
+
+def test_damaged_data_that_cannot_be_moved_are_named_with_the_cure(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros_first(next(stopped_with_data(place).glob("*.incr.aof")))
+
+    def denied(self: Path, _target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", denied)
+        with pytest.raises(QueueUnreachable, match=r"appendonlydir, and they cannot be moved \(Permission denied\)"):
+            embedded_redis._set_data_aside(place / "redis")
 
 
 def test_a_server_that_does_not_start_for_another_reason_keeps_its_data(

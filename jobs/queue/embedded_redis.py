@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -41,6 +42,13 @@ STOP_SECONDS = 15.0
 HELD_SECONDS = 120.0  # of the lock: longer than a holder that starts or stops the server takes, unless it is stopped
 SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux, 104 on macOS
 DATA_FOLDER = "appendonlydir"  # the server's own default
+# What the server logs of damaged data alone: "unexpected end of file" may be an I/O error, and a base file of "bad file
+# format" that of a newer server.
+DAMAGE = re.compile(
+    rb"Bad file format reading the append only file \S+\.incr\.aof|Wrong RDB checksum expected"
+    rb"|Invalid AOF manifest file format|Found an empty AOF manifest|The AOF manifest file contains too long line"
+    rb"|Unable to obtain the AOF file \S+ length\. stat: No such file or directory"
+)
 
 CONFIGURATION = """\
 # Written by Nightshift at each start.
@@ -197,17 +205,12 @@ def _start(folder: Path, *, ends_with_caller: bool) -> EmbeddedRedis:
     owner = starter if ends_with_caller else None
     write_json(folder / "host.json", {"host": socket.gethostname(), "owner": owner})
     command = [program, str(folder / "redis.conf")]
+    logged = _log_bytes(folder)
     process = _launch(command, owner)
-    if not _answers(process, url) and _set_data_aside(process, folder):
+    if not _answers(process, url) and _says_damaged(folder, logged):
+        _set_data_aside(folder)
         process = _launch(command, owner)
-        if _answers(process, url):
-            log.warning(
-                "the embedded Redis could not read its data, which are in %s now; the queues are filled again from the "
-                "runs. If they were paused, `nightshift queue pause` pauses them again",
-                _data_aside(folder),
-            )
-        else:
-            _restore_data(folder)
+        _answers(process, url)
     if process.poll() is not None:
         raise QueueUnreachable(f"the embedded Redis did not start; {folder / 'redis.log'} says why")
     _started.add(process.pid)
@@ -226,28 +229,42 @@ def _launch(command: list[str], owner: int | None) -> "subprocess.Popen[bytes]":
     )
 
 
-def _set_data_aside(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
-    """Rename the data of a server that gave up its start; return whether there were any.
+def _log_bytes(folder: Path) -> int:
+    file = folder / "redis.log"
+    return file.stat().st_size if file.exists() else 0
 
-    A server refuses data with a damaged part, such as after a loss of power. The run folders are the truth, from which
-    the queues are filled again.
+
+def _says_damaged(folder: Path, logged: int) -> bool:
+    """Whether a server that gave up its start has logged, after the first `logged` bytes, that its data are damaged.
+
+    Any other fault, such as an I/O error of the disk or data of a newer server, may pass or be mended.
     """
-    data, aside = folder / DATA_FOLDER, _data_aside(folder)
-    if process.returncode <= 0 or not data.is_dir():  # a signal ended it: that says nothing of the data
-        return False
-    shutil.rmtree(aside, ignore_errors=True)
-    data.rename(aside)
-    return True
+    with contextlib.suppress(OSError), (folder / "redis.log").open("rb") as file:
+        file.seek(logged)
+        return DAMAGE.search(file.read()) is not None
+    return False
 
 
-def _restore_data(folder: Path) -> None:
-    """Undo `_set_data_aside` for a server that does not start without the data either."""
-    shutil.rmtree(folder / DATA_FOLDER, ignore_errors=True)
-    _data_aside(folder).rename(folder / DATA_FOLDER)
+def _set_data_aside(folder: Path) -> None:
+    """Rename data that are damaged, such as after a loss of power; the queues are filled again from the run folders.
 
-
-def _data_aside(folder: Path) -> Path:
-    return folder / f"{DATA_FOLDER}.unreadable"
+    Raises:
+        QueueUnreachable: They cannot be renamed.
+    """
+    data = folder / DATA_FOLDER
+    aside = folder / f"{DATA_FOLDER}.unreadable-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    log.warning(  # first: this process may be killed
+        "the embedded Redis cannot read its data, which are moved to %s; the queues are filled again from the runs. "
+        "If they were paused, `nightshift queue pause` pauses them again",
+        aside,
+    )
+    try:
+        data.rename(aside)
+    except OSError as error:
+        raise QueueUnreachable(
+            f"the embedded Redis cannot read its data in {data}, and they cannot be moved ({error.strerror}); move "
+            "that folder away: the queues are filled again from the runs"
+        ) from error
 
 
 def _private_folder(storage: Path) -> Path:
