@@ -1,6 +1,9 @@
 """What a Ray of one run starts, and what it leaves out."""
 
+import errno
+import fcntl
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -139,9 +142,13 @@ def holder(folder: Path) -> subprocess.Popen:
     )
 
 
-def test_the_folder_of_a_killed_trainer_is_deleted_by_the_next_and_that_of_a_living_one_stays(tmp_path, monkeypatch):
+def test_the_folder_of_a_killed_trainer_is_deleted_by_the_next_and_that_of_a_living_one_stays(
+    tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "ns-of-something-else").mkdir()
+    (tmp_path / "ns-of-something-else" / "lock").touch()
     with holder(tmp_path) as living, holder(tmp_path) as killed:
         kept, left = (Path(process.stdout.readline().strip()) for process in (living, killed))
         killed.kill()
@@ -154,3 +161,22 @@ def test_the_folder_of_a_killed_trainer_is_deleted_by_the_next_and_that_of_a_liv
     assert before == (True, True)
     assert during == sorted([Path(own).name, kept.name, "ns-of-something-else"])
     assert [path.name for path in tmp_path.iterdir()] == ["ns-of-something-else"]
+    assert caplog.messages == [f"deletes {left}, which a Ray of a run that was killed has left"]
+
+
+def test_a_file_system_without_locks_gives_a_folder_that_no_other_run_deletes(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", no_locks)
+        without_locks = session_folder()
+        own = without_locks.__enter__()
+
+    with session_folder():
+        stayed = Path(own).is_dir()
+    without_locks.__exit__(None, None, None)
+
+    assert stayed
+    assert list(tmp_path.iterdir()) == []

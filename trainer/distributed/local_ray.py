@@ -6,6 +6,7 @@ the GCS, the raylet, its agents and the log monitor, a controller, and the worke
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -27,19 +28,23 @@ UNUSED_CALLBACKS = (PlacementGroupCleanerCallback, DatasetsCallback)
 REGISTRATION_SECONDS = 5.0  # then Ray itself waits, for 30 seconds
 POLL_SECONDS = 0.01
 FOLDER_PREFIX = "ns-"  # short: Ray puts its sockets below, and the path of a Unix socket has at most 107 bytes
-FOLDER_LOCK = "lock"  # a live trainer holds it
+FOLDER_LOCK = "nightshift-ray.lock"  # a live trainer holds it; no other program has a file of this name
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def session_folder() -> Iterator[str]:
     """Yield an empty folder for the files of a Ray, and delete it, and those of trainers that were killed."""
     _delete_left_folders()
-    with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as folder:
-        draft = Path(folder, ".lock")
-        with draft.open("w") as handle:
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX, ignore_cleanup_errors=True) as folder,
+        Path(folder, f".{FOLDER_LOCK}").open("w") as handle,
+    ):
+        with contextlib.suppress(OSError):  # a file system without locks: without the mark, nobody deletes the folder
             fcntl.flock(handle, fcntl.LOCK_EX)
-            draft.rename(Path(folder, FOLDER_LOCK))  # only now: nobody sees a lock that its trainer does not hold yet
-            yield folder
+            Path(handle.name).rename(Path(folder, FOLDER_LOCK))  # only now: nobody sees a lock that is not held yet
+        yield folder
 
 
 def _delete_left_folders() -> None:
@@ -48,6 +53,7 @@ def _delete_left_folders() -> None:
             if lock.parent.lstat().st_uid == os.geteuid():
                 with lock.open() as handle:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    logger.info("deletes %s, which a Ray of a run that was killed has left", lock.parent)
                     shutil.rmtree(lock.parent, ignore_errors=True)
 
 
