@@ -70,3 +70,17 @@ def test_a_prediction_names_its_table_and_the_copy_of_it(client, settings, tmp_p
     assert (shown["table"], shown["copy"]) == (str(paths.predicted("csv")), str(copy))
     assert without_copy["table"] == str(paths.predicted("csv"))
     assert "copy" not in without_copy
+
+
+def test_a_copy_in_a_place_that_cannot_be_looked_at_is_not_shown(client, settings, tmp_path):
+    paths, copy = queued(settings), tmp_path / ("x" * 300)  # an OSError, as of a folder that others may not enter
+    write_json(paths.spec, build(PredictSpec, model=MODEL, images=("/images",), output=str(copy)).to_json())
+    write_json(paths.result, {"kind": "predict", "checkpoint": None, "metrics": {}, "seconds": 1.0})
+    paths.predicted("csv").write_text("file\n")
+    with_state(paths, "succeeded", kind="predict", attempt=1)
+
+    answer = client.get(f"/runs/{paths.run_id}")
+
+    shown = dict(rows_below(answer.text, "Run"))
+    assert (answer.status, shown["table"]) == (200, str(paths.predicted("csv")))
+    assert "copy" not in shown

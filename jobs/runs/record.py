@@ -1,5 +1,6 @@
 """One run as `nightshift show` prints it, read from the files of its folder."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,12 @@ def result_files(paths: RunPaths, record: JobRecord) -> list[tuple[str, Path]]:
     """Return the files of a result that people take away, with a label each: tables, exported models, and copies."""
     found = [("table", paths.predicted(form)) for form in ("csv", "json")]
     found += [("file", paths.exported(ending)) for ending in ("onnx", "pt")]
-    found += [("copy", Path(record.spec["output"]))] if record.spec.get("output") else []
-    return [(label, file) for label, file in found if file.exists()]
+    found = [(label, file) for label, file in found if file.exists()]
+    if record.spec.get("output"):
+        copy = Path(record.spec["output"])
+        with contextlib.suppress(OSError):  # it may be in a folder of another user, or on a disk that does not answer
+            found += [("copy", copy)] if copy.exists() else []
+    return found
 
 
 def model_mismatch(paths: RunPaths) -> str | None:
