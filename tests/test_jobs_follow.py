@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import StorageError
+from cluster.errors import StorageAway, StorageError, UnknownRun
 from cluster.files import is_unanswered
 from cluster.launch import THIS_MACHINE
 from cluster.lease import Lease
@@ -16,6 +16,7 @@ from cluster.run_paths import RunPaths
 from cluster.settings import Settings
 from jobs.queue.submit import submit
 from jobs.queue.tasks import claim_run
+from jobs.runs import state as run_state
 from jobs.runs.outcomes import end
 from jobs.runs.request import JobRequest
 from jobs.runs.state import find_to_follow
@@ -105,6 +106,7 @@ def test_what_begins_to_follow_a_run_while_the_share_is_not_mounted_waits_for_it
     run_id = submit(settings, FakeSpec(), JobRequest(name="night"))
     finish(settings, run_id, "succeeded")
     settings.storage.rename(tmp_path / "away")
+    settings.storage.mkdir()  # the mount point
     said = tmp_path / "said"
     order = [sys.executable, *(("-c", python) if python else (*COMMAND, *words)), "night" if named else run_id]
 
@@ -120,6 +122,52 @@ def test_what_begins_to_follow_a_run_while_the_share_is_not_mounted_waits_for_it
     assert (waited, code) == (True, 0), text
     assert f"{settings.storage} has no runs at all; mount the shared storage there" in text
     assert text.count("waiting for the storage, at most 600 s") == text.count("the storage answers again") == 1
+
+
+@pytest.mark.parametrize("words", [("wait",), ("logs", "-f")], ids=" ".join)
+def test_a_storage_that_is_misspelt_or_was_never_used_is_refused_at_once(
+    settings: Settings, say: Say, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    misspelt = settings.storage.with_name("strage")  # beside the storage
+    monkeypatch.setenv("NIGHTSHIFT_STORAGE", str(misspelt))
+
+    code, out, err = say(*words, "night")
+
+    cure = "mount the shared storage there, or correct NIGHTSHIFT_STORAGE"
+    assert (code, out) == (1, "")
+    assert err == f"Error: no run has the id or name 'night': {misspelt} has no runs at all; {cure}\n"
+
+
+def test_a_storage_below_a_mount_point_without_its_share_is_away_until_it_is_mounted(
+    settings: Settings, tmp_path: Path
+) -> None:
+    run_id = submit(settings, FakeSpec(), JobRequest(name="night"))
+    share = tmp_path / "share"
+    share.mkdir()
+
+    with pytest.raises(StorageAway, match="has no runs at all"):
+        find_to_follow(share / "team" / "storage", "night")
+    (share / "team").mkdir()
+    settings.storage.rename(share / "team" / "storage")
+
+    assert find_to_follow(share / "team" / "storage", "night").run_id == run_id
+
+
+def test_a_share_that_is_mounted_while_a_command_looks_for_a_run_is_looked_at_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = submit(settings, FakeSpec(), JobRequest(name="night"))
+    away = tmp_path / "away"
+    settings.storage.rename(away)
+
+    def mount(_storage: Path, _text: str) -> None:
+        monkeypatch.undo()
+        away.rename(settings.storage)
+        raise UnknownRun("no runs at all")
+
+    monkeypatch.setattr(run_state, "find", mount)
+
+    assert find_to_follow(settings.storage, "night").run_id == run_id
 
 
 @pytest.mark.parametrize("words", [("wait",), ("logs", "-f")], ids=" ".join)

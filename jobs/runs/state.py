@@ -365,11 +365,22 @@ def find_to_follow(storage: Path, text: str) -> RunPaths:
 
     Raises:
         UnknownRun: No run, or more than one, matches.
-        StorageAway: The storage has no runs at all: it is probably not mounted.
+        StorageAway: The storage has no runs at all, and it is probably not mounted.
     """
     try:
         return find(storage, text)
     except UnknownRun as error:
-        if not (storage / "runs").is_dir():
+        if _may_be_unmounted(storage):
             raise StorageAway(str(error)) from error
-        raise
+        return find(storage, text)  # again: it may have been mounted since
+
+
+def _may_be_unmounted(storage: Path) -> bool:
+    """Whether the storage, or the folder that it should be below, is empty, as the mount point of a share that is away.
+
+    Beside a path that is misspelt, and in the home of a user who has no storage yet, there are other files.
+    """
+    nearest = next(folder for folder in (storage, *storage.parents) if folder.is_dir())
+    with contextlib.suppress(PermissionError):
+        return not any(nearest.iterdir())
+    return False
