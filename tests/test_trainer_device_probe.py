@@ -135,9 +135,9 @@ def test_a_fork_is_asked_about_the_gpus_and_sees_no_others(monkeypatch, new_proc
     assert int(found.torch) != os.getpid()
 
 
-def first_device(fault=None):
+def first_device():
     """Return a report on the first visible MIG instance, the only one that CUDA shows a process."""
-    seen = seen_devices(fault)
+    seen = seen_devices()
     return replace(seen, devices=seen.devices[:1])
 
 
@@ -150,13 +150,27 @@ def test_mig_instances_are_asked_about_one_by_one(monkeypatch, new_process):
     assert new_process == []
 
 
-def test_what_is_wrong_with_one_mig_instance_is_wrong_with_all(monkeypatch, new_process):
-    monkeypatch.setattr(device_probe, "report", first_device)
-    monkeypatch.setattr(device_probe, "ask_torch", lambda uuids: first_device(f"torch cannot start CUDA on {uuids[0]}"))
+def test_mig_instances_that_all_cannot_be_used_are_one_fault(monkeypatch, new_process):
+    monkeypatch.setattr(device_probe, "ask_torch", lambda uuids: no_cuda(uuids[0]))
     monkeypatch.setattr(device_probe, "forks_can_use_gpus", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
 
-    assert probe_gpus(["MIG-1", "MIG-2"]).fault == "torch cannot start CUDA on MIG-1"
+    assert probe_gpus(["MIG-1", "MIG-2"]) == no_cuda("MIG-1")
+
+
+def no_cuda(uuid):
+    return DeviceReport(torch="2.15", fault=f"torch cannot start CUDA on {uuid}")
+
+
+def test_one_bad_mig_instance_is_a_device_with_a_fault_beside_the_others(monkeypatch, new_process):
+    good = DeviceReport(torch="2.15", devices=(TorchDevice(name="H100 MIG 1g.10gb", capability="9.0"),))
+    monkeypatch.setattr(device_probe, "ask_torch", lambda uuids: no_cuda(*uuids) if uuids == ("MIG-1",) else good)
+    monkeypatch.setattr(device_probe, "forks_can_use_gpus", lambda: False)
+
+    found = probe_gpus(["MIG-1", "MIG-2"])
+
+    fault = "cannot be used: torch cannot start CUDA on MIG-1"
+    bad = TorchDevice(name="MIG-1", capability="", fault=fault)
+    assert (found.fault, found.devices) == (None, (bad, *good.devices))
 
 
 def a_fault():

@@ -38,12 +38,22 @@ def probe_gpus(uuids: Sequence[str]) -> DeviceReport:
     """
     if len(uuids) > 1 and any(uuid.startswith("MIG-") for uuid in uuids):
         reports = [probe_gpus([uuid]) for uuid in uuids]
-        devices = tuple(chain.from_iterable(one.devices for one in reports))
-        return next((one for one in reports if one.fault), replace(reports[0], devices=devices))
+        good = next((one for one in reports if one.fault is None), None)
+        if good is None:
+            return reports[0]
+        devices = (_devices_of(uuid, one) for uuid, one in zip(uuids, reports, strict=True))
+        return replace(good, devices=tuple(chain.from_iterable(devices)))
     found = _asked_in_fork(uuids) if forks_can_use_gpus() else None
     if found is None or found.fault or any(device.fault for device in found.devices):
         return ask_torch(tuple(uuids))
     return found
+
+
+def _devices_of(uuid: str, one: DeviceReport) -> tuple[TorchDevice, ...]:
+    """Return the devices of the report on one MIG instance; if there is none to use, the instance with the fault."""
+    if one.fault is None:
+        return one.devices
+    return (TorchDevice(name=uuid, capability="", fault=f"cannot be used: {one.fault}"),)
 
 
 def _asked_in_fork(uuids: Sequence[str]) -> DeviceReport | None:
