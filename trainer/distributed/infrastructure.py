@@ -54,7 +54,8 @@ TABLE = (
     KnownError("doesn't have (nccl|gloo) built in", False,
                "the installed torch lacks NCCL or gloo, which connect the workers; install a torch that has them"),
     KnownError("duplicate gpu detected|multiple ranks are using the same gpu", False,
-               "two workers got the same GPU; use at most as many --workers as there are GPUs"),
+               "two workers got the same GPU, or MIG instances of one card, which NCCL may count as one; use at most "
+               "as many --workers as there are GPUs"),
     KnownError("nccl.*invalid (usage|argument)|ncclinvalid", False, BUG),
     KnownError("nccl.*(unhandled|system error|internal error|remote error)|nccl(system|internal|remote)error", True,
                "NCCL lost a GPU or the network between the workers"),
