@@ -87,7 +87,7 @@ def test_show_says_how_long_ago_features_were_used(stored):
     assert re.search(r"  \d+s ago$", row)
 
 
-@pytest.mark.parametrize("size", ["nan", "inf", "1e400"])
+@pytest.mark.parametrize("size", ["nan", "inf", "1e400", "1e300"])
 def test_prune_keeps_a_size_that_is_a_number(stored, size):
     result = CliRunner().invoke(cache, ["prune", "--keep", size], standalone_mode=False)
 

@@ -91,7 +91,7 @@ def prune(keep_gigabytes: float | None, unused_seconds: float, everything: bool)
     settings = Settings.read()
     if everything and keep_gigabytes is not None:
         raise click.UsageError("--all and --keep contradict each other; use one of them")
-    if keep_gigabytes is not None and not math.isfinite(keep_gigabytes):
+    if keep_gigabytes is not None and not math.isfinite(keep_gigabytes * GIGABYTE):
         raise click.UsageError(f"--keep {keep_gigabytes} is no size; write a number of GB, such as 5")
     limit = settings.cache_bytes if keep_gigabytes is None else int(keep_gigabytes * GIGABYTE)
     features, most = cache_folder(settings.storage), 0 if everything else limit
