@@ -97,7 +97,7 @@ def test_a_redis_that_goes_away_meanwhile_is_one_line_and_what_was_repaired_is_k
         again = say("reconcile")
 
     assert waits == "waiting for a heartbeat of 1 run, 3602 s at most\n"
-    assert (command.returncode, out) == (1, "")
+    assert (command.returncode, out) == (1, f"{missing}: put into its queue\n")
     assert err.startswith("Error: the connection to Redis was lost (")
     assert err.endswith("what was repaired is kept: start Redis, then repeat the command for the rest\n")
     assert len(err.splitlines()) == 1

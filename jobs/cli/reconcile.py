@@ -29,10 +29,12 @@ def reconcile(as_json: bool) -> None:
     The reconciler queues runs that are missing from the queue, submits due schedules, ends attempts without a
     heartbeat, sends pending webhooks, and sends runs to MLflow.
     """
-    settings = Settings.read()
+    settings, repairs = Settings.read(), list[Repair]()
     try:
-        repairs = _repair(settings)
+        _repair(settings, repairs)
     except redis.RedisError as error:
+        if repairs:
+            _print(repairs, as_json)
         raise QueueUnreachable(
             f"the connection to Redis was lost ({error}); what was repaired is kept: start Redis, then repeat the "
             "command for the rest"
@@ -41,25 +43,27 @@ def reconcile(as_json: bool) -> None:
     _print(repairs, as_json)
 
 
-def _repair(settings: Settings) -> list[Repair]:
-    """Run the reconciler until every run has moved or was repaired, send the webhooks and return the repairs.
+def _repair(settings: Settings, repairs: list[Repair]) -> None:
+    """Run the reconciler until every run has moved or was repaired, send the webhooks and add the repairs to `repairs`.
 
     Raises:
         redis.RedisError: Redis went away meanwhile.
     """
     connection, memory = connect(settings), ReconcilerMemory()
     refuse_other_storage(settings, connection)
-    repairs = reconciler.reconcile(settings, connection, memory, every_run=True)
+    repairs += reconciler.reconcile(settings, connection, memory, every_run=True)
     submit_due(settings)
     deliver(settings)
-    if later := _watch_heartbeats(settings, connection, memory):
+    before = len(repairs)
+    _watch_heartbeats(settings, connection, memory, repairs)
+    if len(repairs) > before:
         deliver(settings)
-    return [*repairs, *later]
 
 
-def _watch_heartbeats(settings: Settings, connection: redis.Redis, memory: ReconcilerMemory) -> list[Repair]:
-    """Watch runs without progress until each has shown a heartbeat or was repaired; return the repairs."""
-    repairs: list[Repair] = []
+def _watch_heartbeats(
+    settings: Settings, connection: redis.Redis, memory: ReconcilerMemory, repairs: list[Repair]
+) -> None:
+    """Watch runs without progress until each has shown a heartbeat or was repaired; add the repairs to `repairs`."""
     start, seconds = time.monotonic(), max(settings.lease_seconds, reconciler.STUCK_SECONDS) + SLACK_SECONDS
     unmoved = memory.unchanged_since(start)
     if unmoved:
@@ -68,7 +72,6 @@ def _watch_heartbeats(settings: Settings, connection: redis.Redis, memory: Recon
     while memory.unchanged_since(start) and time.monotonic() < start + seconds:
         time.sleep(min(1.0, settings.lease_seconds / 4))
         repairs += reconciler.reconcile(settings, connection, memory)
-    return repairs
 
 
 def _print(repairs: list[Repair], as_json: bool) -> None:
