@@ -5,7 +5,7 @@ from jobs.queue.submit import submit
 from jobs.runs import state as run_state
 from jobs.runs.request import JobRequest
 from tests.conftest import Say
-from tests.stack import FakeSpec
+from tests.stack import FakeSpec, finish
 
 
 def test_a_name_in_the_form_of_a_run_id_is_refused_before_anything_is_queued(
@@ -27,3 +27,16 @@ def test_an_id_means_its_own_run_even_if_another_run_was_once_given_it_as_a_name
 
     assert found.run_id == run_id
     assert run_state.find(settings.storage, other).run_id == other
+
+
+def test_a_run_is_deleted_also_where_the_file_of_its_name_does_not_answer(settings: Settings, say: Say) -> None:
+    run_id = submit(settings, FakeSpec(), JobRequest(name="night"))
+    finish(settings, run_id, "succeeded")
+    file = settings.storage / "names" / "night.json"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # reading it gives EIO, as a file server that is away does
+
+    code, _, err = say("delete", "--yes", run_id)
+
+    assert (code, err) == (0, f"{run_id} is deleted\n")
+    assert list((settings.storage / "runs").iterdir()) == []

@@ -26,7 +26,8 @@ def hide(paths: RunPaths) -> Path:
     paths.folder.rename(tombstone)
     pending_marker(paths).unlink(missing_ok=True)
     for name in held:
-        names.free(paths.storage, name, paths.run_id)
+        with contextlib.suppress(OSError, StorageError):  # the run is gone: a name that it keeps can be given again
+            names.free(paths.storage, name, paths.run_id)
     return tombstone
 
 
