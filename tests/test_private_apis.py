@@ -21,6 +21,7 @@ USES = {
     "ray._private.node.Node.start_monitor": "trainer/distributed/local_ray.py",
     "ray._private.node.Node.start_ray_processes": "trainer/distributed/local_ray.py",
     "ray._private.utils": "trainer/distributed/ray_fork_server.py",
+    "ray._private.worker": "trainer/distributed/ray_fork_server.py",
     "ray._private.workers.setup_worker": "trainer/distributed/ray_fork_server.py",
     "ray.train.v2._internal.callbacks.DatasetsCallback": "trainer/distributed/local_ray.py",
     "ray.train.v2._internal.callbacks.placement_group_callback.PlacementGroupCleanerCallback": (
