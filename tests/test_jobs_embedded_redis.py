@@ -260,6 +260,18 @@ def test_data_that_may_be_sound_stay_where_they_are_though_an_earlier_start_foun
     assert [folder.name for folder in (place / "redis").glob("appendonly*")] == ["appendonlydir"]
 
 
+def test_a_server_that_is_still_reading_its_data_has_not_started(place: Path) -> None:
+    file = next(stopped_with_data(place).glob("*.incr.aof"))
+    many = b"*3\r\n$3\r\nSET\r\n$3\r\nkey\r\n$5\r\nvalue\r\n" * 300_000  # it answers each time after a thousand
+    file.write_bytes(file.read_bytes() + many + b"\0" * 4096)
+
+    with Redis.from_url(embedded_redis.ensure_running(place).url) as client:
+        kept = client.get("key")
+
+    assert kept is None
+    assert len(list((place / "redis").glob("appendonlydir.unreadable-*"))) == 1
+
+
 def test_damaged_data_that_cannot_be_moved_are_named_with_the_cure(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -335,12 +335,14 @@ def _is_alive(pid: int) -> bool:
 
 
 def _pid_of(url: str, *, patience_seconds: float) -> int | None:
-    """Return the process id of the server that answers at an address, None if none listens."""
+    """Return the process id of the server that answers at an address and has read its data; None if none listens."""
     until = time.monotonic() + patience_seconds
     client = redis.Redis.from_url(url, socket_timeout=2, retry=Retry(NoBackoff(), 0))
     with client:
         while True:
             try:
+                if client.info("persistence")["loading"]:  # it answers this, but may end where the data are damaged
+                    raise redis.BusyLoadingError("it is reading its data")
                 return int(client.info("server")["process_id"])
             except (redis.BusyLoadingError, redis.TimeoutError) as error:
                 if time.monotonic() > until:
